@@ -1,0 +1,221 @@
+"""The frozen eye and ear: any open_clip Vision Transformer, seen the way InCTRL needs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from inctrl_lite.errors import InctrlError
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
+PAPER = ("ViT-B-16-plus-240", "laion400m_e32")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """What the backbone says of B images.
+
+    Attributes:
+        cls: class embedding in the joint image-text space [B, D], not normalised.
+        patches: patch tokens of the tapped blocks [B, L, N, C]: residual-stream outputs, without the
+            class token, final norm or projection.
+    """
+
+    cls: Float[Tensor, "B D"]
+    patches: Float[Tensor, "B L N C"]
+
+    def __len__(self) -> int:
+        return len(self.cls)
+
+    def __getitem__(self, index) -> ImageFeatures:
+        """Part of the batch: `features[2:5]`, `features[mask]`."""
+        return ImageFeatures(self.cls[index], self.patches[index])
+
+    def to(self, *args, **kwargs) -> ImageFeatures:
+        """The same on another device or in another type."""
+        return ImageFeatures(self.cls.to(*args, **kwargs), self.patches.to(*args, **kwargs))
+
+
+def default_taps(depth: int) -> tuple[int, ...]:
+    """Blocks to take patch tokens from, counted from 1: three in the second half, never the last.
+
+    The public code's 7, 9, 11 of 12, stretched to other depths; the last block serves the class token.
+
+    >>> default_taps(12), default_taps(6), default_taps(24)
+    ((7, 9, 11), (3, 4, 5), (13, 17, 21))
+    """
+    step = max(1, round(depth / 6))
+    return tuple(sorted({max(1, depth - 1 - step * i) for i in range(3)}))
+
+
+class Backbone(nn.Module):
+    """A frozen open_clip model: images and sentences in, features out. Always in eval mode.
+
+    Use `Backbone.load`. Attributes: `name`, `pretrained`, `taps` (blocks counted from 1), `embed_dim` D,
+    `width` C, `grid` (rows, columns of patches), `num_patches` N, `transform` (PIL image -> tensor
+    [3, H, W], the one that the weights were trained with), `tokenizer`.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Callable[[list[str]], Tensor],
+        *,
+        name: str,
+        pretrained: str | None = None,
+        taps: Sequence[int] | None = None,
+    ):
+        super().__init__()
+        visual = clip.visual
+        if not hasattr(visual, "transformer") or not hasattr(visual, "grid_size"):
+            raise InctrlError(
+                f"backbone {name!r} has a {type(visual).__name__} as image tower, not open_clip's own Vision "
+                "Transformer, whose patch tokens InCTRL needs: choose a ViT, such as ViT-B-16-plus-240"
+            )
+        depth = len(visual.transformer.resblocks)
+        self.taps = tuple(taps) if taps is not None else default_taps(depth)
+        if (
+            not self.taps
+            or any(not 1 <= t <= depth for t in self.taps)
+            or len(set(self.taps)) < len(self.taps)
+        ):
+            raise InctrlError(f"taps {self.taps}: choose distinct blocks from 1 to {depth} of {name!r}")
+        self.clip = clip.eval().requires_grad_(False)
+        self.transform, self.tokenizer = transform, tokenizer
+        self.name, self.pretrained = name, pretrained
+        self.grid = tuple(visual.grid_size)
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.image_size = tuple(visual.image_size)
+        self.embed_dim = visual.output_dim
+        self.width = visual.transformer.width
+
+    @classmethod
+    def load(
+        cls,
+        name: str = TINY,
+        pretrained: str | None = None,
+        *,
+        taps: Sequence[int] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Backbone:
+        """Load a backbone.
+
+        Args:
+            name: "tiny" (embedded), an open_clip architecture such as "ViT-B-16-plus-240", or a folder
+                with `open_clip_config.json` and weights (as "local-dir:FOLDER").
+            pretrained: for an architecture, a weights tag ("laion400m_e32", fetched once from the hub) or
+                the path of a checkpoint file. None gives random weights: for trying out, not for scoring.
+            taps: blocks to take patch tokens from, counted from 1; None: `default_taps`.
+            device: where to put it.
+
+        Raises:
+            InctrlError: unknown name or tag, missing or unfit file, no network, not a Vision Transformer.
+        """
+        import open_clip
+
+        location = f"local-dir:{TINY_FOLDER}" if name == TINY else name
+        _check_exists(open_clip, location, pretrained)
+        try:
+            clip, _, transform = open_clip.create_model_and_transforms(
+                location, pretrained=pretrained, device=device
+            )
+            tokenizer = open_clip.get_tokenizer(location)
+        except Exception as error:  # open_clip raises whatever its loaders raise
+            raise InctrlError(_advice(open_clip, name, pretrained, error)) from error
+        return cls(clip, transform, tokenizer, name=name, pretrained=pretrained, taps=taps).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.visual.conv1.weight.device
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen: stays in eval mode, also when the module around it is set to train."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
+        """Features of images that `transform` has prepared, in one pass of the image tower."""
+        out = self.clip.visual.forward_intermediates(
+            images,
+            indices=[tap - 1 for tap in self.taps],
+            normalize_intermediates=False,
+            output_fmt="NLC",
+        )
+        return ImageFeatures(out["image_features"], torch.stack(out["image_intermediates"], dim=1))
+
+    @torch.no_grad()
+    def encode_text(self, sentences: list[str], batch: int = 256) -> Float[Tensor, "P D"]:
+        """Embeddings of sentences in the joint space, not normalised."""
+        tokens = self.tokenizer(sentences).to(self.device)
+        return torch.cat([self.clip.encode_text(part) for part in tokens.split(batch)])
+
+
+def _check_exists(open_clip, location: str, pretrained: str | None) -> None:
+    """Raise the errors that are better said before open_clip tries."""
+    if location.startswith("local-dir:"):
+        folder = Path(location.removeprefix("local-dir:"))
+        config = folder / "open_clip_config.json"
+        if not config.is_file():
+            raise InctrlError(
+                f"no backbone in {folder}: {config.name} is missing. Expected there: {config.name} and the "
+                "weights (open_clip_model.safetensors)"
+            )
+        try:
+            json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InctrlError(f"{config} is not an open_clip model configuration: {error}") from error
+        if (
+            not any(folder.glob("*.safetensors"))
+            and not any(folder.glob("*.bin"))
+            and not any(folder.glob("*.pt*"))
+        ):
+            raise InctrlError(f"no weights in {folder}: put open_clip_model.safetensors beside {config.name}")
+        return
+    if location.startswith("hf-hub:"):
+        return
+    if location not in open_clip.list_models():
+        raise InctrlError(
+            f"unknown backbone {location!r}. Choose 'tiny', 'local-dir:FOLDER', or an open_clip architecture"
+            f"{_suggest(location, open_clip.list_models())}"
+        )
+    if pretrained and not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(location)
+        if pretrained.lower().replace("-", "_") not in {tag.lower() for tag in tags}:
+            raise InctrlError(
+                f"{pretrained!r} is neither a file nor a weights tag of {location}. Its tags: "
+                f"{', '.join(tags) or 'none'}"
+            )
+
+
+def _suggest(wrong: str, right: Sequence[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(wrong, right, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else " (open_clip.list_models() lists them)"
+
+
+def _advice(open_clip, name: str, pretrained: str | None, error: Exception) -> str:
+    """What went wrong while loading, and what to do about it."""
+    cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if pretrained and Path(pretrained).is_file():
+        return (
+            f"{pretrained} does not load into {name} ({cause}). Give the checkpoint of this very "
+            "architecture; files that hold more than tensors are refused"
+        )
+    if pretrained:
+        config = open_clip.get_pretrained_cfg(name, pretrained)
+        source = config.get("hf_hub") or config.get("url") or "its source"
+        return (
+            f"the weights {pretrained!r} of {name} could not be fetched ({cause}). Without a network, fetch "
+            f"{source} elsewhere and give the file: Backbone.load({name!r}, 'open_clip_model.safetensors')"
+        )
+    return f"backbone {name!r} could not be loaded ({cause})"

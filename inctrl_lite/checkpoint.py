@@ -1,0 +1,129 @@
+"""Trained models in and out: safetensors with a JSON config, and the public code's `.pyth` files.
+
+Nothing here unpickles objects: a file that holds more than tensors is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inctrl_lite.errors import InctrlError
+
+# Our names, and the public code's. Its heads also declare a BatchNorm `bn1` on the input that is never used.
+_HEADS = {"head.holistic": "diff_head", "head.image": "diff_head_ref"}
+_LAYERS = {
+    "layer1": "projection1",
+    "layer2": "projection2",
+    "layer3": "projection3",
+    "norm1": "bn2",
+    "norm2": "bn3",
+}
+PUBLIC_KEYS: dict[str, str] = {
+    "adapter.down.weight": "adapter.fc.0.weight",
+    "adapter.up.weight": "adapter.fc.2.weight",
+    **{
+        f"{ours}.{layer}.{part}": f"{public}.{public_layer}.{part}"
+        for ours, public in _HEADS.items()
+        for layer, public_layer in _LAYERS.items()
+        for part in (
+            ("weight", "bias")
+            if layer.startswith("layer")
+            else ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a public checkpoint's entries.
+
+    Attributes:
+        missing: keys the model needs and the file lacks (empty when loading succeeded).
+        backbone: keys of the CLIP model inside the file.
+        dead: keys of layers that the public code declares and never uses.
+        unused: keys that nobody expects.
+    """
+
+    missing: tuple[str, ...]
+    backbone: tuple[str, ...]
+    dead: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+_CLIP_PREFIXES = ("visual.", "transformer.", "token_embedding.", "ln_final.")
+_CLIP_KEYS = ("positional_embedding", "text_projection", "logit_scale", "attn_mask")
+
+
+def split_public(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], LoadReport]:
+    """Sort a public state dict into (learned part under our names, CLIP weights, report)."""
+    ours = {key: state[public] for key, public in PUBLIC_KEYS.items() if public in state}
+    clip = {k: v for k, v in state.items() if k.startswith(_CLIP_PREFIXES) or k in _CLIP_KEYS}
+    known = set(PUBLIC_KEYS.values()) | set(clip)
+    rest = [key for key in state if key not in known]
+    dead = tuple(key for key in rest if ".bn1." in key and key.split(".")[0] in _HEADS.values())
+    report = LoadReport(
+        missing=tuple(public for public in PUBLIC_KEYS.values() if public not in state),
+        backbone=tuple(clip),
+        dead=dead,
+        unused=tuple(key for key in rest if key not in dead),
+    )
+    return ours, clip, report
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a `.safetensors`, `.pyth`, `.pt` or `.pth` file, without running any code in it.
+
+    Raises:
+        InctrlError: missing or damaged file, or one that holds objects other than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InctrlError(f"no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling and zip errors of many kinds
+        cause = str(error).splitlines()[0][:200]
+        raise InctrlError(
+            f"{path} is not a checkpoint that can be read safely ({type(error).__name__}: {cause}). It is "
+            "damaged, or a pickle that would run code: such files are refused"
+        ) from error
+    for wrapper in ("model_state", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InctrlError(f"{path} holds no state dict: expected names and tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_public(path: str | Path):
+    """A model trained with the public code: (`InCTRL` with the paper's head, CLIP weights, report).
+
+    The file repeats the whole CLIP model; give those weights to `Backbone.clip.load_state_dict` to be
+    sure that the frozen part is the one the model was trained with.
+
+    Raises:
+        InctrlError: not such a checkpoint, or keys are missing (named).
+    """
+    from inctrl_lite.model import InCTRL
+
+    learned, clip, report = split_public(read_tensors(path))
+    if report.missing:
+        raise InctrlError(
+            f"{path} is no checkpoint of the public InCTRL code: {len(report.missing)} of {len(PUBLIC_KEYS)} "
+            f"keys are missing, first {report.missing[0]}"
+        )
+    model = InCTRL(
+        embed_dim=learned["adapter.down.weight"].shape[1],
+        num_patches=learned["head.holistic.layer1.weight"].shape[1],
+    )
+    model.load_state_dict(learned)
+    return model.eval(), clip, report

@@ -1,0 +1,219 @@
+"""InCTRL: one model that fuses what words, image residuals and patch residuals say.
+
+Everything below `InCTRL` works on frozen features; only the adapter and the head are learned (0.33 M
+parameters at the paper's size). Shapes: B queries, K prompts, L tapped blocks, N patches, C patch width,
+D joint width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from inctrl_lite.backbone import ImageFeatures
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.residual import (
+    image_residual,
+    leave_one_out_maps,
+    patch_residual_map,
+    text_cosines,
+    text_score,
+)
+
+
+class NormalPrompt(NamedTuple):
+    """The K normal images of a category, encoded: one support set [K, ...] or one per query [B, K, ...].
+
+    Attributes:
+        cls: class embeddings [*b, K, D].
+        patches: patch tokens [*b, K, L, N, C].
+        spread: mean and deviation [*b, 2] of the prompts' leave-one-out residual maps: how much normal
+            images of this category differ from each other.
+    """
+
+    cls: Float[Tensor, "*b K D"]
+    patches: Float[Tensor, "*b K L N C"]
+    spread: Float[Tensor, "*b 2"]
+
+    @classmethod
+    def of(cls, features: ImageFeatures) -> NormalPrompt:
+        """The prompt made of K encoded normal images."""
+        return cls(features.cls, features.patches, prompt_spread(features.patches))
+
+    @classmethod
+    def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:
+        """One prompt per query."""
+        return cls(*(torch.stack(parts) for parts in zip(*prompts, strict=True)))
+
+
+def prompt_spread(patches: Float[Tensor, "K L N C"]) -> Float[Tensor, " 2"]:
+    """Mean and deviation of the leave-one-out residual maps of K prompts."""
+    maps = leave_one_out_maps(patches)
+    return torch.stack([maps.mean(), maps.std(correction=0)])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every term of the score, by name. Larger means more anomalous; all but the maps are [B].
+
+    Attributes:
+        final: what the model answers, in [0, 1].
+        holistic: score of the holistic map, in (0, 1).
+        patch: maximum of the patch residual map, in [0, 1].
+        image: score of the image-level residual, in (0, 1).
+        text: text prior, in [0, 1].
+        patch_map: patch residual map [B, N], in [0, 1].
+        holistic_map: what the holistic score is computed from [B, ...].
+    """
+
+    final: Float[Tensor, " B"]
+    holistic: Float[Tensor, " B"]
+    patch: Float[Tensor, " B"]
+    image: Float[Tensor, " B"]
+    text: Float[Tensor, " B"]
+    patch_map: Float[Tensor, "B N"]
+    holistic_map: Float[Tensor, "B M"]
+
+    def map(self, function) -> Scores:
+        """`function` applied to every tensor: `scores.map(Tensor.cpu)`."""
+        return Scores(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    @classmethod
+    def cat(cls, parts: list[Scores]) -> Scores:
+        """Batches joined into one."""
+        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+
+class Adapter(nn.Module):
+    """Psi: a bottleneck without bias, shared by query and prompts. No skip connection."""
+
+    def __init__(self, width: int, reduction: int = 4):
+        super().__init__()
+        self.down = nn.Linear(width, width // reduction, bias=False)
+        self.up = nn.Linear(width // reduction, width, bias=False)
+
+    def forward(self, cls: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
+        return self.up(self.down(cls).relu()).relu()
+
+
+class ScoreHead(nn.Module):
+    """Eta and phi: three layers from a vector to a score in (0, 1).
+
+    BatchNorm comes after the ReLU, as in the public code; `norm=False` leaves it out.
+    """
+
+    def __init__(self, width: int, norm: bool = True):
+        super().__init__()
+        self.layer1, self.norm1 = nn.Linear(width, 128), nn.BatchNorm1d(128) if norm else nn.Identity()
+        self.layer2, self.norm2 = nn.Linear(128, 64), nn.BatchNorm1d(64) if norm else nn.Identity()
+        self.layer3 = nn.Linear(64, 1)
+
+    def forward(self, x: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
+        x = self.norm1(self.layer1(x).relu())
+        x = self.norm2(self.layer2(x).relu())
+        return self.layer3(x).sigmoid().squeeze(-1)
+
+
+class PaperHead(nn.Module):
+    """Fuses the terms as the public code does, exactly.
+
+    The holistic map adds the image score and the text score to every patch residual (paper, Eq. 7); its
+    score and the largest patch residual are averaged. The paper's Eq. 8 adds them with a weight alpha
+    instead; the average is alpha = 1 up to a factor that changes no ranking.
+    """
+
+    focal_on_logits = True  # the public code's double sigmoid
+
+    def __init__(self, embed_dim: int, num_patches: int):
+        super().__init__()
+        self.image = ScoreHead(embed_dim)
+        self.holistic = ScoreHead(num_patches)
+
+    def forward(self, patch_map, residual, cosines, spread) -> Scores:
+        image = self.image(residual)
+        text = text_score(cosines).detach()
+        patch = patch_map.amax(-1)
+        holistic_map = patch_map + image[:, None] + text[:, None]
+        holistic = self.holistic(holistic_map)
+        return Scores((holistic + patch) / 2, holistic, patch, image, text, patch_map, holistic_map)
+
+
+class LiteHead(nn.Module):
+    """Fuses the same terms for small backbones and few training images.
+
+    What differs from `PaperHead`, and why: (1) patch residuals are measured in units of the prompts' own
+    spread, because what counts as large differs between categories; (2) they are sorted and read at
+    `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
+    about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
+    scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
+    on the probabilities themselves.
+    """
+
+    focal_on_logits = False
+    RANKS = 32
+
+    def __init__(self, embed_dim: int, num_patches: int):
+        super().__init__()
+        self.image = ScoreHead(embed_dim, norm=False)
+        self.holistic = ScoreHead(self.RANKS, norm=False)
+        self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, patch_map, residual, cosines, spread) -> Scores:
+        image = self.image(residual)
+        text = text_score(cosines, self.log_text_scale.exp())
+        ranked = patch_map.sort(dim=-1, descending=True).values
+        ranks = torch.logspace(0, 1, self.RANKS, base=patch_map.shape[-1]).round().long() - 1
+        mean, deviation = spread.unbind(-1)
+        relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
+        holistic_map = relative.clamp(-5, 15) / 10 + image[:, None] + text[:, None]
+        holistic = self.holistic(holistic_map)
+        patch = ranked[:, 0]
+        return Scores(
+            (holistic + (relative[:, 0] / 4 - 1).sigmoid()) / 2,
+            holistic,
+            patch,
+            image,
+            text,
+            patch_map,
+            holistic_map,
+        )
+
+
+HEADS: dict[str, type[nn.Module]] = {"paper": PaperHead, "lite": LiteHead}
+
+
+class InCTRL(nn.Module):
+    """The learned part: adapter and fusing head, on top of frozen features.
+
+    Args:
+        embed_dim: width D of the joint space (640 for ViT-B/16+).
+        num_patches: patches N of an image (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
+        head: "paper" (exact) or "lite" (for small backbones).
+    """
+
+    def __init__(self, embed_dim: int, num_patches: int, head: str = "paper"):
+        super().__init__()
+        if head not in HEADS:
+            raise InctrlError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
+        self.config = {"embed_dim": embed_dim, "num_patches": num_patches, "head": head}
+        self.adapter = Adapter(embed_dim)
+        self.head = HEADS[head](embed_dim, num_patches)
+
+    def forward(self, query: ImageFeatures, prompt: NormalPrompt, text: Float[Tensor, "*b 2 D"]) -> Scores:
+        """Scores of B queries, each on its own: batch mates do not matter (in eval mode).
+
+        Args:
+            query: features of the queries.
+            prompt: one for all queries (K images) or one per query.
+            text: text prototypes [2, D] of the category, or [B, 2, D].
+        """
+        return self.head(
+            patch_residual_map(query.patches, prompt.patches),
+            image_residual(self.adapter(query.cls), self.adapter(prompt.cls)),
+            text_cosines(query.cls, text),
+            prompt.spread,
+        )

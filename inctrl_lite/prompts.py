@@ -1,0 +1,89 @@
+"""The text prior: what a category looks like, said in words.
+
+Every category name is put into sentences that describe a flawless and a damaged specimen: *states* say
+which, *templates* say how the picture was taken (the compositional ensemble of WinCLIP, with the wording
+of InCTRL's public code). The mean of their embeddings gives two prototypes, one normal, one anomalous.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from inctrl_lite.backbone import Backbone
+
+NORMAL_STATES = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
+
+TEMPLATES = (
+    *(
+        f"a {quality}photo of {article} {{}}."
+        for quality in ("", "cropped ", "close-up ", "bright ", "dark ", "jpeg corrupted ", "blurry ")
+        for article in ("a", "the")
+    ),
+    *(f"a photo of {article} {size} {{}}." for article in ("a", "the") for size in ("small", "large")),
+    *(
+        f"a photo of {article} {{}} for {purpose}."
+        for article in ("a", "the")
+        for purpose in ("visual inspection", "anomaly detection")
+    ),
+)
+
+# Natural categories: "a damaged cat" is not what makes a picture anomalous there, so the public code
+# gives them one short sentence each. "animal" is CIFAR-10's multi-class case.
+SHORT_PROMPT_CATEGORIES = frozenset(
+    "airplane automobile bird cat deer dog frog horse ship truck animal".split()
+)
+
+
+def text_prompts(category: str) -> tuple[list[str], list[str]]:
+    """The sentences for a category: (normal, anomalous).
+
+    154 and 88 of them (7 and 4 states in 22 templates), or one each for the natural categories in
+    `SHORT_PROMPT_CATEGORIES`. Underscores in the name become spaces. Source: public code.
+
+    >>> normal, anomalous = text_prompts("metal_nut")
+    >>> len(normal), len(anomalous)
+    (154, 88)
+    >>> anomalous[0]
+    'a photo of a damaged metal nut.'
+    >>> text_prompts("cat")
+    (['a photo of cat for anomaly detection.'], ['a photo without cat for anomaly detection.'])
+    """
+    name = category.replace("_", " ").strip()
+    if name in SHORT_PROMPT_CATEGORIES:
+        return [f"a photo of {name} for anomaly detection."], [
+            f"a photo without {name} for anomaly detection."
+        ]
+
+    def ensemble(states: tuple[str, ...]) -> list[str]:
+        return [template.format(state.format(name)) for state in states for template in TEMPLATES]
+
+    return ensemble(NORMAL_STATES), ensemble(ANOMALOUS_STATES)
+
+
+def text_prototype(embeddings: Float[Tensor, "P D"]) -> Float[Tensor, " D"]:
+    """Unit-length mean of the unit-length embeddings of a class's sentences."""
+    return F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
+
+
+def text_prototypes(backbone: Backbone, category: str) -> Float[Tensor, "2 D"]:
+    """The normal and the anomalous prototype of a category, each of unit length (paper, section 3.4).
+
+    Costs a pass of the text tower over 242 sentences: compute it once per category and keep it.
+    """
+    return torch.stack([text_prototype(backbone.encode_text(prompts)) for prompts in text_prompts(category)])

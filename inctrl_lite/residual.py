@@ -1,0 +1,104 @@
+"""In-context residuals: how a query differs from the normal prompts. Nothing here is learned.
+
+Shapes: B queries, K prompts, L tapped blocks, N patches, C patch width, D joint width. A prompt is either
+one support set for the whole batch ([K, ...]: testing) or one per query ([B, K, ...]: training).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+# Cosines held in memory at once (64 MiB of float32). K x N grows with the shots and with the square of
+# the image size; beyond this the matrix is made and reduced piece by piece.
+MAX_COSINES = 2**24
+
+
+def layer_residual_maps(
+    query: Float[Tensor, "B L N C"], prompt: Float[Tensor, "*b K L M C"]
+) -> Float[Tensor, "B L N"]:
+    """How unlike anything normal each patch is, block by block (paper, Eq. 1; public code's scaling).
+
+    For a query patch, half of one minus its cosine to the most similar of the K x M prompt patches of
+    the same block. 0: found again in a prompt; 1: opposite to all of them. The paper writes 1 - cos; the
+    public code, followed here, halves it.
+
+    >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> query = torch.stack([a, b]).reshape(1, 1, 2, 2)     # one image, one block, patches a and b
+    >>> layer_residual_maps(query, torch.stack([a, -a]).reshape(1, 1, 2, 2)).tolist()
+    [[[0.0, 0.5]]]
+    """
+    shared = prompt.ndim == 4
+    bank = F.normalize(prompt, dim=-1)
+    # permute, then flatten: a reshape alone would mix blocks and shots (the public code's batch defect)
+    bank = bank.permute(1, 0, 2, 3) if shared else bank.permute(0, 2, 1, 3, 4)
+    bank = bank.flatten(-3, -2)  # [L, K*M, C] or [B, L, K*M, C]
+    query = F.normalize(query, dim=-1)
+
+    n = query.shape[2]
+    images = max(1, min(len(query), MAX_COSINES // (n * min(bank.shape[-2], n * 8))))
+    columns = max(1, MAX_COSINES // (images * n))
+    maps = torch.empty(query.shape[:3], dtype=query.dtype, device=query.device)
+    for start in range(0, len(query), images):
+        rows = slice(start, start + images)
+        for block in range(query.shape[1]):
+            side = bank[block] if shared else bank[rows, block]
+            nearest = [
+                (query[rows, block] @ part.transpose(-1, -2)).amax(-1) for part in side.split(columns, dim=-2)
+            ]
+            maps[rows, block] = torch.stack(nearest).amax(0)
+    return ((1 - maps) / 2).clamp(0, 1)
+
+
+def patch_residual_map(
+    query: Float[Tensor, "B L N C"], prompt: Float[Tensor, "*b K L M C"]
+) -> Float[Tensor, "B N"]:
+    """The patch-level residual map: `layer_residual_maps` averaged over the tapped blocks, in [0, 1]."""
+    return layer_residual_maps(query, prompt).mean(1)
+
+
+def leave_one_out_maps(prompt: Float[Tensor, "K L N C"]) -> Float[Tensor, "K N"]:
+    """The residual map of each normal prompt against the others: how unlike each other normal images are.
+
+    A single prompt has no others; its patches are then compared with the rest of the same image, which
+    tells less.
+    """
+    shots, blocks, patches, _ = prompt.shape
+    if shots > 1:
+        others = [torch.cat([prompt[:k], prompt[k + 1 :]]) for k in range(shots)]
+        return torch.cat([patch_residual_map(prompt[k : k + 1], others[k]) for k in range(shots)])
+    tokens = F.normalize(prompt[0], dim=-1)
+    cosines = tokens @ tokens.transpose(-1, -2)
+    itself = torch.eye(patches, dtype=torch.bool, device=prompt.device)
+    return ((1 - cosines.masked_fill(itself, -1).amax(-1)) / 2).clamp(0, 1).mean(0, keepdim=True)
+
+
+def image_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"]) -> Float[Tensor, "B D"]:
+    """The image-level residual: the mean of the adapted prompts minus the adapted query.
+
+    The public code's sign, followed here; the paper writes query minus prototype. The mean is taken
+    after the adapter.
+
+    >>> image_residual(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 2.0], [4.0, 0.0]])).tolist()
+    [[2.0, 1.0]]
+    """
+    return prompt.mean(-2) - query
+
+
+def text_cosines(query: Float[Tensor, "B D"], text: Float[Tensor, "*b 2 D"]) -> Float[Tensor, "B 2"]:
+    """Cosine of each class embedding to the normal and to the anomalous text prototype, in [-1, 1]."""
+    query, text = F.normalize(query, dim=-1), F.normalize(text, dim=-1)
+    return (query.unsqueeze(-2) @ text.transpose(-1, -2)).squeeze(-2)
+
+
+def text_score(cosines: Float[Tensor, "B 2"], scale: float | Tensor = 100.0) -> Float[Tensor, " B"]:
+    """Probability in [0, 1] that words alone call the image anomalous: softmax(scale * cosines).
+
+    100 is the public code's constant (CLIP's usual logit scale); the paper's formula shows none.
+
+    >>> text_score(torch.tensor([[0.25, 0.25]])).tolist()
+    [0.5]
+    """
+    return (scale * cosines).softmax(-1)[..., 1]

@@ -1,0 +1,278 @@
+"""The command line. Every command is one library call; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inctrl_lite import __version__
+from inctrl_lite.errors import InctrlError
+
+app = typer.Typer(
+    name="inctrl-lite",
+    help=(
+        "Generalist anomaly detection: one trained model finds anomalies in any domain, from a handful of "
+        "normal images, without further training (InCTRL, CVPR 2024).\n\n"
+        "Start with [bold]inctrl-lite demo[/bold]; score your own photos with [bold]inctrl-lite score[/bold]."
+    ),
+    epilog="Exit codes: 0 done, 1 something in the input is wrong (the message says what), 2 wrong usage, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many normal images to prompt with.")]
+Seed = Annotated[int, typer.Option(help="Which K normal images are drawn.")]
+Model = Annotated[
+    str,
+    typer.Option(help="'tiny' (embedded), a folder of a trained model, a public .pyth file, or a Hub id."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; made if missing.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("inctrl-demo"),
+    shots: Shots = 4,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Score domains that the embedded model has never seen, from K normal images each.
+
+    Draws the procedural evaluation worlds (needs no network, no GPU), prints AUROC and AP by domain beside
+    a training-free baseline on the same features, and writes an HTML report with residual maps.
+    """
+    from inctrl_lite.demo import run_demo
+
+    result = run_demo(out, shots=shots, seed=seed, device=device, progress=not quiet)
+    if json:
+        _print_json({"report": str(result.report), "table": result.table.to_dict("records")})
+    else:
+        print(result.summary())
+
+
+@app.command()
+def score(
+    normals: Annotated[Path, typer.Option(help="Folder of normal images to draw the K prompts from.")],
+    queries: Annotated[
+        Path,
+        typer.Option(
+            help="Image or folder to score. Sub-folders 'good' and others are read as labels (MVTec style)."
+        ),
+    ],
+    out: Out = Path("inctrl-scores"),
+    shots: Shots = 4,
+    category: Annotated[str, typer.Option(help="What the images show, in words: 'metal nut'.")] = "object",
+    seed: Seed = 0,
+    model: Model = "tiny",
+    threshold: Annotated[
+        float | None, typer.Option(help="Score above which an image is anomalous; default: leave-one-out.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option(help="Go on past images that cannot be read, and list them in the report.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images at a time; scores do not depend on it.")
+    ] = 32,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Score a folder of photos against K normal ones.
+
+    Writes scores.csv, scores.json, heat maps and report.html to the output folder; metrics too, if the
+    folder of queries carries labels.
+    """
+    from inctrl_lite.scoring import score_folder
+
+    result = score_folder(
+        normals,
+        queries,
+        out,
+        shots=shots,
+        category=category,
+        seed=seed,
+        model=model,
+        threshold=threshold,
+        skip_unreadable=skip_unreadable,
+        batch_size=batch_size,
+        device=device,
+        progress=not quiet,
+    )
+    if json:
+        _print_json(result.to_dict())
+    else:
+        print(result.summary())
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str, typer.Option(help="Auxiliary data set: a folder in MVTec layout, or 'industrial' (procedural).")
+    ] = "industrial",
+    out: Out = Path("runs/inctrl"),
+    backbone: Annotated[
+        str, typer.Option(help="'tiny', an open_clip architecture, or local-dir:FOLDER.")
+    ] = "tiny",
+    pretrained: Annotated[
+        str | None, typer.Option(help="Weights tag or file of an open_clip architecture.")
+    ] = None,
+    head: Annotated[str, typer.Option(help="'paper' (exact) or 'lite' (small backbones).")] = "paper",
+    shots: Shots = 4,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    steps_per_epoch: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int, typer.Option(min=2, help="Half normal, half anomalous queries.")] = 16,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of initialisation and episodes.")] = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a model on an auxiliary data set. Interrupted, the same command goes on where it was.
+
+    On several GPUs: accelerate launch -m inctrl_lite train ...
+    """
+    from inctrl_lite.backbone import Backbone
+    from inctrl_lite.training import TrainConfig
+    from inctrl_lite.training import train as train_model
+
+    config = TrainConfig(
+        head=head,
+        shots=shots,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    frozen = Backbone.load(backbone, pretrained)
+    _, history = train_model(_categories(data), frozen, config, out=out, device=device, progress=not quiet)
+    if json:
+        _print_json({"model": str(out), "last": history[-1]})
+    else:
+        print(f"trained for {len(history)} steps, last loss {history[-1]['loss']:.4f}; model in {out}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[str, typer.Option(help="A folder in MVTec layout, or the name of a procedural world.")],
+    model: Model = "tiny",
+    shots: Shots = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws to average over.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Write the rows to this CSV file.")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """AUROC and AP of a trained model by category, mean and deviation over prompt draws."""
+    import pandas as pd
+
+    from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.training import evaluate as evaluate_model
+
+    detector = AnomalyDetector.from_pretrained(model, device=device)
+    categories = _categories(data)
+    rows = pd.concat(
+        [
+            evaluate_model(
+                detector.model, detector.backbone, categories, shots=shots, seed=seed, progress=not quiet
+            )
+            for seed in range(seeds)
+        ],
+        ignore_index=True,
+    )
+    if out is not None:
+        from inctrl_lite.files import write_text
+
+        write_text(out, rows.to_csv(index=False))
+    if json:
+        _print_json(rows.to_dict("records"))
+        return
+    table = rows.groupby(["dataset", "category"], sort=False)[["auroc", "ap"]].agg(["mean", "std"])
+    table.loc[("mean", ""), :] = table.mean()
+    print(table.map("{:.3f}".format).to_string())
+
+
+@app.command()
+def info(json: Json = False) -> None:
+    """Versions, device, embedded weights and where things are kept."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from inctrl_lite.backbone import TINY_FOLDER
+    from inctrl_lite.device import pick_device
+    from inctrl_lite.features import cache_folder
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    weights = TINY_FOLDER / "open_clip_model.safetensors"
+    facts = {
+        "inctrl_lite": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: installed(name) for name in ("torch", "open_clip_torch", "numpy", "scikit-learn")},
+        "device": str(pick_device("auto")),
+        "embedded weights": f"{weights.stat().st_size / 1e6:.1f} MB" if weights.exists() else "missing",
+        "feature cache": str(cache_folder()),
+    }
+    if json:
+        _print_json(facts)
+    else:
+        print("\n".join(f"{name:18} {value}" for name, value in facts.items()))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def _categories(data: str):
+    """The categories of a procedural world or of a folder."""
+    from inctrl_lite.data import worlds
+    from inctrl_lite.data.folders import load_folder
+
+    if data == worlds.AUXILIARY or data in worlds.EVALUATION:
+        return worlds.load_world(data)
+    if not Path(data).is_dir():
+        names = ", ".join((worlds.AUXILIARY, *worlds.EVALUATION))
+        raise InctrlError(f"{data!r} is neither a folder nor a procedural world. Worlds: {names}")
+    return load_folder(Path(data))
+
+
+def _print_json(value) -> None:
+    print(json_.dumps(value, indent=2, default=str, allow_nan=False))
+
+
+def main() -> None:
+    """Run the command line; an `InctrlError` becomes one message and exit code 1."""
+    try:
+        app()
+    except InctrlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -207,26 +207,12 @@ def evaluate(
 @app.command()
 def info(json: Json = False) -> None:
     """Versions, device, embedded weights and where things are kept."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     from inctrl_lite.backbone import TINY_FOLDER
-    from inctrl_lite.device import pick_device
+    from inctrl_lite.environment import environment
     from inctrl_lite.features import cache_folder
 
-    def installed(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "not installed"
-
     weights = TINY_FOLDER / "open_clip_model.safetensors"
-    facts = {
-        "inctrl_lite": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: installed(name) for name in ("torch", "open_clip_torch", "numpy", "scikit-learn")},
-        "device": str(pick_device("auto")),
+    facts = environment() | {
         "embedded weights": f"{weights.stat().st_size / 1e6:.1f} MB" if weights.exists() else "missing",
         "feature cache": str(cache_folder()),
     }

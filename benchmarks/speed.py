@@ -1,0 +1,209 @@
+"""How fast scoring and training are, as ratios measured in one run: python benchmarks/speed.py
+
+1. Scoring a query with a fitted detector against open_clip's bare `encode_image` on the same batch, and
+   against doing what need not be done twice (text prompts and normal prompts encoded for every query).
+2. A training step from stored features against encoding query and prompts in the step.
+3. Peak memory of scoring against the number of images.
+4. Cost against K and against the number of images.
+
+Writes benchmarks/results/speed.json and speed.png. `--quick` takes the embedded backbone for 1 and 2.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from inctrl_lite.backbone import PAPER, Backbone, ImageFeatures
+from inctrl_lite.environment import environment
+from inctrl_lite.losses import focal_loss
+from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.prompts import text_prompts, text_prototypes
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def paired(first: Callable, second: Callable, repeats: int) -> dict[str, float]:
+    """Median seconds of two functions run in turn, and the median ratio of the pairs."""
+    first(), second()  # warm up
+    pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
+    return {
+        "first_s": statistics.median(a for a, _ in pairs),
+        "second_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
+    }
+
+
+def backbone_and_model(quick: bool) -> tuple[Backbone, InCTRL]:
+    """The paper's architecture with random weights (speed does not depend on them), or the embedded one."""
+    torch.manual_seed(0)
+    backbone = Backbone.load("tiny") if quick else Backbone.load(PAPER[0])
+    return backbone, InCTRL(backbone.embed_dim, backbone.num_patches).eval()
+
+
+@torch.inference_mode()
+def scoring(backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, repeats: int = 7) -> dict:
+    """Part 1."""
+    images = torch.randn(batch, 3, *backbone.image_size)
+    normals = torch.randn(shots, 3, *backbone.image_size)
+    prompt = NormalPrompt.of(backbone.encode_image(normals))
+    text = text_prototypes(backbone, "bottle")
+    sentences = sum(map(len, text_prompts("bottle")))
+
+    fitted = paired(
+        lambda: model(backbone.encode_image(images), prompt, text),
+        lambda: backbone.clip.encode_image(images),
+        repeats,
+    )
+    again = seconds(lambda: text_prototypes(backbone, "bottle")) + seconds(
+        lambda: backbone.encode_image(normals)
+    )
+    per_image = fitted["first_s"] / batch
+    return {
+        "setting": f"{backbone.name}, K = {shots}, batch {batch}, float32",
+        "scoring over bare encode_image": fitted["ratio"],
+        "seconds per image, scoring": per_image,
+        "seconds per image, bare encode_image": fitted["second_s"] / batch,
+        f"re-encoding {sentences} sentences and {shots} prompts per query, over scoring": (again + per_image)
+        / per_image,
+    }
+
+
+def training_step(
+    backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, repeats: int = 3
+) -> dict:
+    """Part 2: the same step, from features on disk and from images."""
+    images = torch.randn(batch * (1 + shots), 3, *backbone.image_size)
+    text = text_prototypes(backbone, "bottle")
+    labels = torch.arange(batch) % 2.0
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+
+    def step(features: ImageFeatures) -> None:
+        query, prompts = features[:batch], features[batch:]
+        support = NormalPrompt.stack(
+            [NormalPrompt.of(prompts[i * shots : (i + 1) * shots]) for i in range(batch)]
+        )
+        scores = model(query, support, text)
+        loss = focal_loss(scores.final, labels) + focal_loss(scores.image, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = backbone.encode_image(images)
+        np.save(f"{folder}/cls.npy", encoded.cls.half().numpy())
+        np.save(f"{folder}/patches.npy", encoded.patches.half().numpy())
+
+        def stored() -> None:
+            parts = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("cls", "patches"))
+            step(ImageFeatures(*(torch.from_numpy(np.asarray(part)).float() for part in parts)))
+
+        result = paired(lambda: step(backbone.encode_image(images)), stored, repeats)
+    model.eval()
+    return {
+        "setting": f"{backbone.name}, K = {shots}, batch {batch}",
+        "encoding in the step over stored features": result["ratio"],
+        "seconds a step, stored": result["second_s"],
+        "seconds a step, encoding": result["first_s"],
+    }
+
+
+MEMORY_PROBE = """
+import resource, sys, numpy as np
+from inctrl_lite import AnomalyDetector
+detector = AnomalyDetector.from_pretrained("tiny")
+rng = np.random.default_rng(0)
+picture = lambda: rng.integers(0, 256, (120, 120, 3), dtype=np.uint8)
+detector.fit([picture() for _ in range(4)], category="noise")
+n = sum(1 for _ in detector.stream(picture() for _ in range(int(sys.argv[1]))))
+print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory(counts: tuple[int, ...] = (100, 1000, 10000)) -> dict[str, float]:
+    """Part 3: peak MiB of a fresh process that scores so many images."""
+    peaks = {}
+    for count in counts:
+        output = subprocess.check_output([sys.executable, "-c", MEMORY_PROBE, str(count)], text=True)
+        scored, peak = map(int, output.split())
+        assert scored == count
+        peaks[str(count)] = peak / 1024
+    return peaks
+
+
+@torch.inference_mode()
+def growth(repeats: int = 3) -> dict[str, dict[str, float]]:
+    """Part 4, with the embedded backbone: milliseconds an image by K, seconds by number of images."""
+    backbone, model = backbone_and_model(quick=True)
+    text = text_prototypes(backbone, "bottle")
+    images = torch.randn(32, 3, *backbone.image_size)
+    by_shots = {}
+    for shots in (1, 2, 4, 8, 16, 32, 64):
+        prompt = NormalPrompt.of(backbone.encode_image(torch.randn(shots, 3, *backbone.image_size)))
+        times = [
+            seconds(lambda p=prompt: model(backbone.encode_image(images), p, text))
+            for _ in range(repeats + 1)
+        ]
+        by_shots[str(shots)] = 1000 * statistics.median(times[1:]) / len(images)
+    prompt = NormalPrompt.of(backbone.encode_image(images[:4]))
+    by_count = {}
+    for count in (32, 128, 512, 2048):
+        batches = count // len(images)
+        by_count[str(count)] = seconds(
+            lambda b=batches: [model(backbone.encode_image(images), prompt, text) for _ in range(b)]
+        )
+    return {"ms per image by K": by_shots, "seconds by images": by_count}
+
+
+def plot(grown: dict[str, dict[str, float]], path: Path) -> None:
+    """Measured cost beside proportional growth."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    labels = (("K, normal prompts", "ms per image"), ("images", "seconds"))
+    for axes, values, (x_label, y_label) in zip(figure.subplots(1, 2), grown.values(), labels, strict=True):
+        x, y = np.array([int(k) for k in values]), np.array(list(values.values()))
+        axes.loglog(x, y, "o-", label="measured")
+        axes.loglog(x, y[0] * x / x[0], "--", color="0.5", label="proportional to the first point")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle("Cost of scoring with the embedded backbone (batch 32)")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    backbone, model = backbone_and_model(quick="--quick" in sys.argv)
+    grown = growth()
+    result = {
+        "environment": environment(),
+        "scoring": scoring(backbone, model),
+        "training step": training_step(backbone, model),
+        "peak MiB by images scored": memory(),
+        **grown,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    plot(grown, RESULTS / "speed.png")
+    (RESULTS / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

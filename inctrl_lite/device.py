@@ -1,0 +1,102 @@
+"""Where work is done: on which device, and by how many processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inctrl_lite.errors import InctrlError
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device to use: "auto" is CUDA if there is one, else Apple's MPS, else the CPU.
+
+    Raises:
+        InctrlError: no such device here.
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        cause = str(error).splitlines()[0]
+        raise InctrlError(
+            f"device {str(device)!r} cannot be used here ({cause}). Try 'auto' or 'cpu'"
+        ) from error
+    return device
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that share a job, as one of them sees it. Made by `join_team`.
+
+    Attributes:
+        rank: number of this process, from 0; process 0 does the writing and the talking.
+        size: how many there are.
+        device: this process's own.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when all processes have come this far."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """`tensor` averaged over the processes, the same in all of them."""
+        if self.size == 1:
+            return tensor
+        total = tensor.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.size
+
+    def average_gradients(self, model: nn.Module) -> None:
+        """Give every process the gradient of the whole batch, from those of its equal shares."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        averaged = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank, in all of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+def join_team(device: str | torch.device = "auto") -> Team:
+    """The processes started together with this one, or a team of one.
+
+    Several are started by `accelerate launch -m inctrl_lite ...` or, in a notebook, by
+    `accelerate.notebook_launcher`; each then gets a device of its own. "cpu" keeps all of them on the CPU.
+
+    Raises:
+        InctrlError: no such device here.
+    """
+    # A lone process leaves accelerate's state untouched: processes that a notebook forks later inherit it.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Team(0, 1, pick_device(device))
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or pick_device(device).type == "cpu"
+    state = PartialState(cpu=on_cpu)
+    return Team(state.process_index, state.num_processes, state.device)

@@ -1,0 +1,631 @@
+"""The world that the tiny CLIP grows up in: pictures with captions, all drawn by numbers.
+
+One sample is a triplet: a normal picture, another picture of the same thing (other pose, light, noise)
+and an odd one out. Most odd ones are the same thing with a painted defect; for *signs* and *silhouettes*
+they are another thing, so that the class embedding learns what things are. Sample `i` depends on
+(seed, i) alone.
+
+Nothing that the evaluation worlds or the auxiliary set draw is drawn here (a test holds `FAMILIES`
+against theirs), and no digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image, ImageDraw, ImageFont
+
+from inctrl_lite.data.drawing import (
+    Array,
+    blob,
+    box,
+    canvas,
+    cover,
+    disc,
+    grid,
+    noise,
+    paint,
+    photograph,
+    polygon,
+    polyline,
+    pose,
+    shade,
+)
+
+SIZE = 120  # pixels a side
+GRID = 15  # patches a side: 8 pixels each
+
+COLOURS = {
+    "red": (0.85, 0.12, 0.12),
+    "green": (0.15, 0.65, 0.2),
+    "blue": (0.15, 0.25, 0.85),
+    "yellow": (0.95, 0.85, 0.15),
+    "orange": (0.95, 0.55, 0.1),
+    "purple": (0.55, 0.2, 0.7),
+    "pink": (0.95, 0.55, 0.7),
+    "brown": (0.45, 0.28, 0.13),
+    "black": (0.06, 0.06, 0.06),
+    "white": (0.95, 0.95, 0.95),
+    "gray": (0.5, 0.5, 0.5),
+    "cyan": (0.2, 0.8, 0.85),
+    "beige": (0.88, 0.8, 0.65),
+    "silver": (0.75, 0.75, 0.78),
+    "dark": (0.2, 0.2, 0.22),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A drawing before the photograph: image [S, S, 3], mask of the thing [S, S], empty background."""
+
+    image: Array
+    thing: Array
+    background: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """Something that can be drawn again and again: each call of `draw` is another view of it.
+
+    Attributes:
+        family: key of `FAMILY_SHARES`.
+        identity: class name; two things of one identity are the same kind of thing.
+        noun: how a caption calls it.
+        draw: rng -> Picture.
+    """
+
+    family: str
+    identity: str
+    noun: str
+    draw: Callable[[Generator], Picture]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A triplet (normal, normal again, odd one out).
+
+    Attributes:
+        images: uint8 [3, S, S, 3].
+        captions: one a picture.
+        coverage: share of each patch that the defect changed [15, 15], in [0, 1]; all zero when the odd
+            one is another thing.
+        identity: class of the normal pictures.
+        other_thing: whether the odd one is another thing rather than a damaged one.
+    """
+
+    images: np.ndarray
+    captions: tuple[str, str, str]
+    coverage: np.ndarray
+    identity: str
+    other_thing: bool
+
+
+# --- textures and shapes -----------------------------------------------------------------------------
+
+
+def wave(t: Array) -> Array:
+    """Sine between 0 and 1."""
+    return 0.5 + 0.5 * np.sin(t)
+
+
+def weave(x: Array, y: Array, f: float) -> Array:
+    over_under = np.sign(np.sin(1.5 * f * x) * np.sin(1.5 * f * y))
+    return 0.5 + 0.25 * (np.sin(3 * f * x) + over_under * np.sin(3 * f * y))
+
+
+def brick(x: Array, y: Array, f: float) -> Array:
+    row = np.floor(y * f * 0.55)
+    u, v = np.mod(x * f * 0.28 + 0.5 * (row % 2), 1), np.mod(y * f * 0.55, 1)
+    mortar = np.minimum(np.minimum(u, 1 - u) * 2, np.minimum(v, 1 - v)) - 0.1
+    return cover(-mortar, 0.05)
+
+
+def dots(x: Array, y: Array, f: float) -> Array:
+    u, v = np.mod(x * f * 0.4, 1) - 0.5, np.mod(y * f * 0.4, 1) - 0.5
+    return cover(np.hypot(u, v) - 0.25, 0.08)
+
+
+CLOUDS = {4: 1.0, 8: 0.8, 16: 0.4, 32: 0.15}
+GRAIN = {16: 0.3, 32: 0.8, 64: 1.0}
+
+# (x, y, frequency, rng) -> share of the second colour, in [0, 1]
+TEXTURES: dict[str, Callable[[Array, Array, float, Generator], Array]] = {
+    "plain": lambda x, y, f, rng: np.zeros_like(x),
+    "grating": lambda x, y, f, rng: wave(3 * f * x),
+    "striped": lambda x, y, f, rng: cover(-np.sin(2.2 * f * x), 0.25),
+    "checkered": lambda x, y, f, rng: cover(-np.sin(1.6 * f * x) * np.sin(1.6 * f * y), 0.2),
+    "brick": lambda x, y, f, rng: brick(x, y, f),
+    "dotted": lambda x, y, f, rng: dots(x, y, f),
+    "woven": lambda x, y, f, rng: weave(x, y, f),
+    "noisy": lambda x, y, f, rng: cover(-noise(rng, len(x), GRAIN), 1.6),
+    "cloudy": lambda x, y, f, rng: cover(-noise(rng, len(x), CLOUDS), 1.3),
+    "wooden": lambda x, y, f, rng: wave(1.5 * f * (x + 0.12 * noise(rng, len(x), {4: 1.0, 8: 0.4}))),
+    "marbled": lambda x, y, f, rng: wave(0.7 * f * (x + 0.5 * y) + 2.2 * noise(rng, len(x))),
+}
+
+# (x, y, number of corners) -> signed distance of a shape that fills the unit disc
+SHAPES: dict[str, Callable[[Array, Array, int], Array]] = {
+    "disc": lambda x, y, k: disc(x, y, 0.95),
+    "square": lambda x, y, k: box(x, y, 0.8, 0.8),
+    "triangle": lambda x, y, k: polygon(x, y, 3, 0.6),
+    "pentagon": lambda x, y, k: polygon(x, y, 5, 0.8),
+    "hexagon": lambda x, y, k: polygon(x, y, 6, 0.85),
+    "star": lambda x, y, k: np.hypot(x, y) - (0.68 + 0.3 * np.cos(k * np.arctan2(y, x))),
+    "flower": lambda x, y, k: np.hypot(x, y) - (0.6 + 0.35 * np.abs(np.cos(k * np.arctan2(y, x) / 2))),
+    "cog": lambda x, y, k: np.hypot(x, y) - (0.8 + 0.15 * np.tanh(4 * np.cos((k + 3) * np.arctan2(y, x)))),
+    "ring": lambda x, y, k: np.abs(np.hypot(x, y) - 0.75) - 0.2,
+    "cross": lambda x, y, k: np.minimum(box(x, y, 0.95, 0.28), box(x, y, 0.28, 0.95)),
+    "crescent": lambda x, y, k: np.maximum(disc(x, y, 0.95), 0.8 - np.hypot(x - 0.45, y)),
+    "ellipse": lambda x, y, k: np.hypot(x, 1.7 * y) - 0.98,
+    "bar": lambda x, y, k: box(x, y, 1.0, 0.3),
+    "frame": lambda x, y, k: np.abs(np.maximum(np.abs(x), np.abs(y)) - 0.7) - 0.16,
+    "half disc": lambda x, y, k: np.maximum(disc(x, y, 0.95), y - 0.1),
+    "drop": lambda x, y, k: np.hypot(1.3 * x, y) * (1 + 0.45 * y) - 0.75,
+}
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Two colours of a thing, its detail's colour and the background's; grey now and then."""
+
+    names: tuple[str, str, str, str]
+    values: tuple[Array, Array, Array, Array]
+
+    @classmethod
+    def pick(cls, rng: Generator) -> Palette:
+        names = tuple(rng.choice(list(COLOURS), size=4, replace=False))
+        values = [np.clip(np.array(COLOURS[n]) + 0.04 * rng.standard_normal(3), 0, 1) for n in names]
+        if rng.random() < 0.2:
+            values = [np.full(3, v.mean()) for v in values]
+            names = ("gray",) * 4
+        return cls(names, tuple(values))
+
+
+def view(rng: Generator, x: Array, y: Array, angle: float, scale: float, free: bool) -> tuple[Array, Array]:
+    """Object coordinates of one more photograph: nearly the same place, any angle if `free`."""
+    turn = rng.uniform(0, 2 * math.pi) if free else angle + 0.06 * rng.standard_normal()
+    return pose(x, y, turn, scale * rng.uniform(0.95, 1.05), tuple(rng.uniform(-0.08, 0.08, 2)))
+
+
+def backdrop(rng: Generator, palette: Palette, texture: str, frequency: float) -> Array:
+    """A background: plain or faintly textured."""
+    x, y = pose(*grid(SIZE), 0.0, 1.0, tuple(rng.uniform(-0.1, 0.1, 2)))
+    share = 0.25 * TEXTURES[texture](x, y, frequency, rng)
+    return paint(canvas(SIZE, palette.values[2]), share, palette.values[3])
+
+
+BACKDROPS = ("plain", "plain", "plain", "noisy", "cloudy", "grating")
+
+
+# --- families of things ------------------------------------------------------------------------------
+
+
+def shaped(rng: Generator, with_parts: bool = False) -> Thing:
+    """A coloured, textured shape; with parts, smaller shapes sit on it."""
+    palette, corners = Palette.pick(rng), int(rng.integers(4, 9))
+    shape, texture = str(rng.choice(list(SHAPES))), str(rng.choice(list(TEXTURES)))
+    frequency, behind = rng.uniform(4, 13), str(rng.choice(BACKDROPS))
+    angle, scale, free = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 0.9), rng.random() < 0.3
+    rim, shine = rng.random() < 0.4, rng.random() < 0.3
+    part, count = (
+        str(rng.choice(["disc", "square", "ring", "bar", "triangle", "cross"])),
+        int(rng.integers(1, 7)),
+    )
+    reach = rng.uniform(0.3, 0.55) if count > 1 else rng.uniform(0, 0.3)
+
+    def draw(rng: Generator) -> Picture:
+        background = backdrop(rng, palette, behind, frequency)
+        u, v = view(rng, *grid(SIZE), angle, scale, free)
+        distance = SHAPES[shape](u, v, corners)
+        inside = cover(distance, 0.035)
+        skin = paint(
+            canvas(SIZE, palette.values[0]), 0.85 * TEXTURES[texture](u, v, frequency, rng), palette.values[1]
+        )
+        if rim:
+            skin = shade(skin, 1 - 0.5 * cover(np.abs(distance + 0.08) - 0.05, 0.04))
+        if shine:
+            skin = shade(skin, 0.75 + 0.35 * cover(np.hypot(u + 0.25, v + 0.25) - 0.5, 0.5))
+        image = paint(background, inside, skin)
+        for i in range(count if with_parts else 0):
+            around = 2 * math.pi * i / count
+            place = (reach * math.cos(around), reach * math.sin(around))
+            local = pose(u, v, 0.0, 0.16 if count > 1 else 0.3, place)
+            image = paint(image, cover(SHAPES[part](*local, corners), 0.15) * inside, palette.values[3])
+        return Picture(image, inside, background)
+
+    surface = "plain" if texture == "plain" else f"and {palette.names[1]} {texture}"
+    noun = f"{palette.names[0]} {surface} {shape}"
+    if with_parts:
+        numbers = ("one", "two", "three", "four", "five", "six")
+        noun += f" with {numbers[count - 1]} {palette.names[3]} {part}{'s' if count > 1 else ''}"
+    if rng.random() < 0.6:
+        noun += f" on a {palette.names[2]} background"
+    return Thing("parts" if with_parts else "shape", f"{shape}/{texture}", noun, draw)
+
+
+def textured(rng: Generator) -> Thing:
+    """A surface that fills the picture."""
+    palette, texture = Palette.pick(rng), str(rng.choice([t for t in TEXTURES if t != "plain"]))
+    frequency, angle, dirt = rng.uniform(4, 13), rng.uniform(0, 2 * math.pi), rng.random() < 0.4
+
+    def draw(rng: Generator) -> Picture:
+        u, v = pose(*grid(SIZE), angle + 0.06 * rng.standard_normal(), 1.0, tuple(rng.uniform(-0.3, 0.3, 2)))
+        share = TEXTURES[texture](u, v, frequency, rng)
+        if dirt:
+            share = 0.7 * share + 0.3 * TEXTURES["cloudy"](u, v, frequency, rng)
+        image = paint(canvas(SIZE, palette.values[0]), share, palette.values[1])
+        return Picture(image, np.ones((SIZE, SIZE)), canvas(SIZE, palette.values[2]))
+
+    kind = str(rng.choice(["texture", "surface", "pattern", "material"]))
+    noun = f"{palette.names[0]} and {palette.names[1]} {texture} {kind}"
+    return Thing("texture", texture, noun, draw)
+
+
+def organic(rng: Generator) -> Thing:
+    """Grey layered tissue-like matter: nested wobbly outlines, noise, now and then a few round bodies."""
+    layers = int(rng.integers(1, 5))
+    levels = rng.permutation(np.linspace(0.15, 0.85, layers + 1)) + 0.03 * rng.standard_normal(layers + 1)
+    aspect, angle = rng.uniform(0.7, 1.4), rng.uniform(0, math.pi)
+    radii = np.sort(rng.uniform(0.25, 1.0, layers))[::-1]
+    fold, grain, bodies = rng.uniform(0, 0.12), rng.uniform(0.01, 0.06), int(rng.integers(0, 5))
+    places = rng.uniform(-0.4, 0.4, (bodies, 2))
+    tones, sizes = rng.uniform(0.1, 0.9, bodies), rng.uniform(0.06, 0.18, bodies)
+    outside = rng.uniform(0.0, 0.12) if rng.random() < 0.7 else rng.uniform(0.2, 0.8)
+
+    def draw(rng: Generator) -> Picture:
+        background = canvas(SIZE, [outside] * 3)
+        u, v = view(rng, *grid(SIZE), angle, 0.9, False)
+        radius = np.hypot(u * aspect, v / aspect)
+        image, thing = background, np.zeros((SIZE, SIZE))
+        for level, reach in zip(levels, radii, strict=False):
+            inside = cover(radius - reach * (1 + fold * noise(rng, SIZE, {4: 0.4, 8: 1.0, 16: 0.4})), 0.05)
+            image = paint(
+                image, inside, level + grain * noise(rng, SIZE, {8: 0.3, 16: 0.6, 32: 1.0})[..., None]
+            )
+            thing = np.maximum(thing, inside)
+        for place, tone, size in zip(places, tones, sizes, strict=True):
+            moved = place + 0.03 * rng.standard_normal(2)
+            image = paint(image, cover(np.hypot(u - moved[0], v - moved[1]) - size, 0.06) * thing, tone)
+        return Picture(image, thing, background)
+
+    noun = str(
+        rng.choice(["gray organic tissue", "gray cell scan", "gray layered specimen", "grayscale soft body"])
+    )
+    return Thing("organic", f"organic-{layers}", noun, draw)
+
+
+LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuy"
+SIGNS = "&@#$%?!+=<>*{}~"
+
+
+@lru_cache(maxsize=1)
+def fonts() -> tuple[Path, ...]:
+    """The text fonts that matplotlib ships."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return tuple(
+        p
+        for p in sorted(folder.glob("*.ttf"))
+        if p.stem.startswith(("DejaVu", "STIXGeneral")) and "Display" not in p.stem
+    )
+
+
+@lru_cache(maxsize=4096)
+def printed(character: str, font: int) -> Array:
+    """A character from a font file, centred, as mask [64, 64]."""
+    typeface = ImageFont.truetype(str(fonts()[font]), 56)
+    left, top, right, bottom = typeface.getbbox(character)
+    sheet = Image.new("L", (right - left + 8, bottom - top + 8))
+    ImageDraw.Draw(sheet).text((4 - left, 4 - top), character, fill=255, font=typeface)
+    side = max(sheet.size)
+    square = Image.new("L", (side, side))
+    square.paste(sheet, ((side - sheet.width) // 2, (side - sheet.height) // 2))
+    return np.asarray(square.resize((64, 64), Image.Resampling.BICUBIC), np.float64) / 255
+
+
+def look_up(mask: Array, u: Array, v: Array) -> Array:
+    """`mask` [M, M], covering [-1, 1], read bilinearly at coordinates (u, v); 0 outside."""
+    m = len(mask)
+    column, row = np.clip((u + 1) / 2 * m - 0.5, 0, m - 1.001), np.clip((v + 1) / 2 * m - 0.5, 0, m - 1.001)
+    i, j = row.astype(int), column.astype(int)
+    a, b = row - i, column - j
+    value = (
+        mask[i, j] * (1 - a) * (1 - b) + mask[i + 1, j] * a * (1 - b) + mask[i, j + 1] * (1 - a) * b
+        + mask[i + 1, j + 1] * a * b
+    )  # fmt: skip
+    return value * (np.maximum(np.abs(u), np.abs(v)) < 1)
+
+
+def wobble(rng: Generator, u: Array, v: Array, strength: float) -> tuple[Array, Array]:
+    """Coordinates bent by a smooth random field, as a hand does."""
+    bend = {4: 1.0, 8: 0.3}
+    return u + strength * noise(rng, len(u), bend), v + strength * noise(rng, len(v), bend)
+
+
+def invented_strokes(rng: Generator) -> list[Array]:
+    """The strokes of a character that no alphabet has, each [M, 2]."""
+    strokes = []
+    for _ in range(int(rng.integers(1, 4))):
+        kind = rng.integers(0, 3)
+        centre = rng.uniform(-0.4, 0.4, 2)
+        if kind == 0:  # straight
+            direction = rng.uniform(0, math.pi)
+            half = rng.uniform(0.35, 0.8) * np.array([math.cos(direction), math.sin(direction)])
+            strokes.append(np.stack([centre - half, centre + half]))
+        elif kind == 1:  # arc or loop
+            t = rng.uniform(0, 2 * math.pi) + np.linspace(0, rng.uniform(2.5, 6.3), 10)
+            strokes.append(
+                centre + rng.uniform(0.25, 0.55) * np.stack([np.cos(t), rng.uniform(0.6, 1.4) * np.sin(t)], 1)
+            )
+        else:  # corners
+            strokes.append(rng.uniform(-0.8, 0.8, (int(rng.integers(3, 5)), 2)))
+    return strokes
+
+
+INVENTED_CHARACTERS = 600
+SILHOUETTES = 400
+
+
+def sign(rng: Generator, identity: str | None = None) -> Thing:
+    """A letter or sign in some font, or an invented character drawn by hand; every view in another style."""
+    if identity is None:
+        if rng.random() < 0.5:
+            identity = f"letter {rng.choice(list(LETTERS + SIGNS))}"
+        else:
+            identity = f"character {rng.integers(INVENTED_CHARACTERS)}"
+    name = identity.split()[1]
+    strokes = (
+        [] if identity.startswith("letter") else invented_strokes(np.random.default_rng([77, int(name)]))
+    )
+
+    def draw(rng: Generator) -> Picture:
+        ink, paper = (0.95, 0.05) if rng.random() < 0.5 else (0.05, 0.95)
+        if rng.random() < 0.3:
+            ink, paper = rng.uniform(0, 1, 3), rng.uniform(0, 1, 3)
+        background = canvas(SIZE, np.broadcast_to(paper, 3))
+        u, v = pose(
+            *grid(SIZE),
+            0.12 * rng.standard_normal(),
+            rng.uniform(0.6, 0.95),
+            tuple(rng.uniform(-0.1, 0.1, 2)),
+        )
+        u, v = wobble(rng, u * rng.uniform(0.8, 1.25), v, rng.uniform(0.01, 0.06))
+        if strokes:
+            width = rng.uniform(0.06, 0.16)
+            jitter = [s + 0.05 * rng.standard_normal(s.shape) for s in strokes]
+            mask = np.max([cover(polyline(u, v, s) - width, 0.05) for s in jitter], axis=0)
+        else:
+            mask = look_up(printed(name, int(rng.integers(len(fonts())))), u, v)
+        if rng.random() < 0.35:  # coarse pixels, as small scans have
+            cells = int(rng.integers(8, 28))
+            small = Image.fromarray(mask.astype(np.float32)).resize((cells, cells), Image.Resampling.BOX)
+            mask = np.clip(np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float64), 0, 1)
+        return Picture(paint(background, mask, ink), mask, background)
+
+    noun = f"letter {name}" if identity.startswith("letter") else "hand-drawn character"
+    return Thing("sign", identity, noun, draw)
+
+
+def silhouette(rng: Generator, identity: str | None = None) -> Thing:
+    """An invented thing made of a few shapes; every view in another size, colour and stance."""
+    if identity is None:
+        identity = f"silhouette {rng.integers(SILHOUETTES)}"
+    design = np.random.default_rng([78, int(identity.split()[1])])
+    pieces = [
+        (
+            str(design.choice([s for s in SHAPES if s not in ("ring", "frame")])),
+            int(design.integers(4, 9)),
+            tuple(design.uniform(-0.45, 0.45, 2)),
+            design.uniform(0.2, 0.5),
+            design.uniform(0, 2 * math.pi),
+        )
+        for _ in range(int(design.integers(2, 5)))
+    ]
+
+    def draw(rng: Generator) -> Picture:
+        palette = Palette.pick(rng)
+        background = backdrop(rng, palette, str(rng.choice(BACKDROPS)), rng.uniform(4, 13))
+        u, v = pose(
+            *grid(SIZE),
+            0.15 * rng.standard_normal(),
+            rng.uniform(0.75, 1.05),
+            tuple(rng.uniform(-0.1, 0.1, 2)),
+        )
+        u, v = wobble(rng, u * rng.uniform(0.9, 1.1), v, 0.02)
+        distances = [
+            size * SHAPES[shape](*pose(u, v, angle, size, place), corners)
+            for shape, corners, place, size, angle in pieces
+        ]
+        inside = cover(np.min(distances, axis=0), 0.035)
+        return Picture(paint(background, inside, palette.values[0]), inside, background)
+
+    return Thing("silhouette", identity, "silhouette of a thing", draw)
+
+
+FAMILY_SHARES: dict[str, tuple[float, Callable[..., Thing]]] = {
+    "shape": (0.2, shaped),
+    "parts": (0.2, lambda rng: shaped(rng, with_parts=True)),
+    "texture": (0.2, textured),
+    "organic": (0.12, organic),
+    "sign": (0.18, sign),
+    "silhouette": (0.1, silhouette),
+}
+
+
+# --- defects -----------------------------------------------------------------------------------------
+
+
+def somewhere_on(rng: Generator, thing: Array) -> tuple[float, float]:
+    """A random place on the thing."""
+    flat = thing[4::8, 4::8].ravel() ** 2 + 1e-4
+    i = rng.choice(flat.size, p=flat / flat.sum())
+    return ((i % GRID) + 0.5) / GRID * 2 - 1, ((i // GRID) + 0.5) / GRID * 2 - 1
+
+
+def stray_colour(rng: Generator) -> Array:
+    """Any colour, or nearly black or white."""
+    return rng.uniform(0, 1, 3) if rng.random() < 0.5 else np.full(3, rng.choice([0.05, 0.1, 0.9, 0.95]))
+
+
+def _line(rng, picture: Picture, bend: float, points: int, softness: float, colour) -> Array:
+    start = np.array(somewhere_on(rng, picture.thing))
+    angle = rng.uniform(0, 2 * math.pi) + np.cumsum(bend * rng.standard_normal(points))
+    steps = np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.3, 1.0) / points
+    path = np.cumsum(steps, 0)
+    path += start - path.mean(0)
+    mask = cover(polyline(*grid(SIZE), path) - rng.uniform(0.008, 0.03), softness) * rng.uniform(0.6, 1)
+    return paint(picture.image, mask * (0.15 + 0.85 * picture.thing), colour)
+
+
+def _patch(rng, picture: Picture, reach: float, irregularity: float, softness: float) -> Array:
+    centre = somewhere_on(rng, picture.thing)
+    return blob(rng, *grid(SIZE), centre, reach * rng.uniform(0.08, 0.26), irregularity, softness)
+
+
+def _displaced(rng, picture: Picture) -> Array:
+    """The image with the neighbourhood of a place pushed aside."""
+    x, y = grid(SIZE)
+    cx, cy = somewhere_on(rng, picture.thing)
+    reach = rng.uniform(0.1, 0.28)
+    push = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * reach**2)) * reach
+    angle = rng.uniform(0, 2 * math.pi)
+    u, v = x + push * math.cos(angle), y + push * math.sin(angle)
+    return np.stack(
+        [look_up(picture.image[..., c], np.clip(u, -0.99, 0.99), np.clip(v, -0.99, 0.99)) for c in range(3)],
+        -1,
+    )
+
+
+def _dent(rng, picture: Picture) -> Array:
+    x, y = grid(SIZE)
+    cx, cy = somewhere_on(rng, picture.thing)
+    reach, angle = rng.uniform(0.08, 0.2), rng.uniform(0, 2 * math.pi)
+    bump = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * reach**2)) / reach
+    slope = ((x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)) * bump
+    return picture.image + rng.uniform(0.3, 0.7) * slope[..., None]
+
+
+def _misplaced(rng, picture: Picture) -> Array:
+    elsewhere = np.roll(picture.image, tuple(rng.integers(18, 60, 2)), (0, 1))
+    elsewhere = elsewhere.transpose(1, 0, 2) if rng.random() < 0.5 else elsewhere[:, ::-1]
+    return paint(picture.image, _patch(rng, picture, 1.2, 0.1, 0.02), elsewhere)
+
+
+def _speckle(rng, picture: Picture) -> Array:
+    image, colour = picture.image, stray_colour(rng)
+    centre = np.array(somewhere_on(rng, picture.thing))
+    for _ in range(7):
+        place = centre + 0.2 * rng.standard_normal(2)
+        x, y = pose(*grid(SIZE), shift=tuple(place))
+        image = paint(image, cover(disc(x, y, rng.uniform(0.015, 0.05)), 0.02), colour)
+    return image
+
+
+def _contamination(rng, picture: Picture) -> Array:
+    dirt = stray_colour(rng) + 0.18 * noise(rng, SIZE, GRAIN)[..., None]
+    return paint(picture.image, _patch(rng, picture, 1.0, 0.4, 0.03), np.clip(dirt, 0, 1))
+
+
+def _discoloration(rng, picture: Picture) -> Array:
+    gain = rng.uniform(0.1, 1.7, 3) if rng.random() < 0.5 else rng.choice([0.4, 0.6, 1.4, 1.7])
+    mask = 0.8 * _patch(rng, picture, 1.5, 0.4, 0.12)
+    return paint(picture.image, mask, picture.image * gain + 0.1 * (np.asarray(gain) - 1))
+
+
+DEFECTS: dict[str, Callable[[Generator, Picture], Array]] = {
+    "scratch": lambda rng, p: _line(rng, p, 0.02, 4, 0.02, stray_colour(rng)),
+    "crack": lambda rng, p: _line(rng, p, 0.6, 7, 0.02, 0.2 * stray_colour(rng)),
+    "thread": lambda rng, p: _line(rng, p, 0.35, 9, 0.02, stray_colour(rng)),
+    "stain": lambda rng, p: paint(
+        p.image, rng.uniform(0.4, 0.8) * _patch(rng, p, 1.2, 0.5, 0.08), stray_colour(rng)
+    ),
+    "hole": lambda rng, p: paint(p.image, _patch(rng, p, 0.7, 0.1, 0.02), rng.uniform(0, 0.12)),
+    "missing part": lambda rng, p: paint(p.image, _patch(rng, p, 1.3, 0.15, 0.02), p.background),
+    "dent": _dent,
+    "speckle": _speckle,
+    "contamination": _contamination,
+    "misplaced part": _misplaced,
+    "bent": _displaced,
+    "discoloration": _discoloration,
+}
+TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
+
+FAMILIES: dict[str, frozenset[str]] = {
+    "objects": frozenset({*SHAPES, "letter", "sign", "invented character", "silhouette", "organic tissue"}),
+    "textures": frozenset(TEXTURES),
+    "defects": frozenset(DEFECTS),
+}
+
+# --- captions ----------------------------------------------------------------------------------------
+
+NORMAL_WORDS = (
+    "{}", "{}", "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect",
+    "{} without damage", "normal {}", "intact {}", "clean {}", "good {}",
+)  # fmt: skip
+DAMAGED_WORDS = (
+    "damaged {}", "damaged {}", "{} with flaw", "{} with defect", "{} with damage", "defective {}",
+    "broken {}", "abnormal {}", "{} with a DEFECT", "{} with a DEFECT", "damaged {} with a DEFECT",
+)  # fmt: skip
+FRAMES = (
+    "a photo of a {}.", "a photo of the {}.", "a cropped photo of the {}.", "a close-up photo of a {}.",
+    "a bright photo of a {}.", "a dark photo of the {}.", "a blurry photo of a {}.",
+    "a jpeg corrupted photo of a {}.", "a photo of a small {}.", "a photo of the large {}.",
+    "a photo of the {} for visual inspection.", "a photo of a {} for anomaly detection.", "{}", "a {}",
+)  # fmt: skip
+VAGUE = ("object", "part", "item", "thing", "product", "sample")
+
+
+def caption(rng: Generator, noun: str, defect: str | None = None) -> str:
+    """A sentence about a picture; the thing is now and then only called "object"."""
+    noun = str(rng.choice(VAGUE)) if rng.random() < 0.12 else noun
+    state = str(rng.choice(DAMAGED_WORDS if defect else NORMAL_WORDS))
+    return str(rng.choice(FRAMES)).format(state.replace("DEFECT", defect or "").format(noun))
+
+
+# --- samples -----------------------------------------------------------------------------------------
+
+
+def draw_sample(seed: int, index: int) -> Sample:
+    """Triplet number `index` of the corpus `seed`."""
+    rng = np.random.default_rng([seed, index])
+    shares = [share for share, _ in FAMILY_SHARES.values()]
+    family = str(rng.choice(list(FAMILY_SHARES), p=np.array(shares) / sum(shares)))
+    thing = FAMILY_SHARES[family][1](rng)
+    views = [thing.draw(rng).image, thing.draw(rng).image]
+    other_thing = family in ("sign", "silhouette") and rng.random() < 0.8
+    coverage = np.zeros((GRID, GRID))
+    if other_thing:
+        other = thing
+        while other.identity == thing.identity:
+            other = FAMILY_SHARES[family][1](rng)
+        views.append(other.draw(rng).image)
+        odd_caption = caption(rng, other.noun)
+    else:
+        picture, damaged, defect = damage(rng, thing)
+        views.append(damaged)
+        odd_caption = caption(rng, thing.noun, defect)
+        changed = np.abs(damaged - picture.image).max(-1) > 0.08
+        coverage = changed.reshape(GRID, SIZE // GRID, GRID, SIZE // GRID).mean((1, 3))
+    images = np.stack([photograph(rng, view) for view in views])
+    captions = (caption(rng, thing.noun), caption(rng, thing.noun), odd_caption)
+    return Sample(images, captions, coverage, thing.identity, other_thing)
+
+
+def damage(rng: Generator, thing: Thing) -> tuple[Picture, Array, str]:
+    """A view of the thing, the same view with a defect that can be seen, and the defect's name."""
+    picture = thing.draw(rng)
+    choice = TISSUE_DEFECTS if thing.family == "organic" else tuple(DEFECTS)
+    while True:
+        defect = str(rng.choice(choice))
+        damaged = np.clip(DEFECTS[defect](rng, picture), 0, 1)
+        if thing.family == "organic":  # scans have no colour
+            damaged = np.repeat(damaged.mean(-1, keepdims=True), 3, axis=-1)
+        if (np.abs(damaged - picture.image).max(-1) > 0.08).sum() >= 25:
+            return picture, damaged, defect

@@ -1,0 +1,568 @@
+"""Pretrain the tiny CLIP from nothing: `python -m inctrl_lite.tiny.pretrain --out runs/tiny`.
+
+Draws the corpus once, trains on small crops first and on whole pictures then, and exports an open_clip
+folder. Killed at any moment, the same command goes on from the last checkpoint, to the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import write_text, write_whole
+from inctrl_lite.prompts import text_prompts
+from inctrl_lite.tiny.corpus import GRID, SIZE, draw_sample
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, which every open_clip transform knows
+STD = (0.26862954, 0.26130258, 0.27577711)
+PATCH, WIDTH, DEPTH, HEAD_WIDTH, JOINT = 8, 128, 6, 32, 128
+TEXT_WIDTH, TEXT_DEPTH, TEXT_HEADS, CONTEXT = 48, 3, 2, 32
+TAPS = (3, 4, 5)  # blocks that InCTRL reads: Backbone's default for a depth of 6
+VOCABULARY, END_OF_TEXT = 49408, 49407
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights.
+
+    Attributes:
+        triplets: size of the corpus; the last `held_out` are for watching only.
+        crop_steps, crop_size, crop_batch: first phase, on crops (pixels a side; triplets a step).
+        whole_steps, whole_batch: second phase, on whole pictures.
+        learning_rate: peak of the first phase; the second has half of it.
+        seed: of corpus, weights and batches.
+    """
+
+    triplets: int = 10000
+    held_out: int = 400
+    crop_steps: int = 7000
+    crop_size: int = 48
+    crop_batch: int = 20
+    whole_steps: int = 1800
+    whole_batch: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+# --- the corpus on disk ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All triplets, field by field as in `Sample`: images [n, 3, S, S, 3], coverage [n, 15, 15], ..."""
+
+    images: np.ndarray
+    coverage: np.ndarray
+    captions: list[list[str]]
+    identities: np.ndarray
+    other_thing: np.ndarray
+
+
+def _draw_part(folder: str, start: int, stop: int, seed: int) -> list[tuple]:
+    """Draw triplets start..stop into the shared arrays; returns what is not an array."""
+    images = np.load(f"{folder}/images.npy", mmap_mode="r+")
+    coverage = np.load(f"{folder}/coverage.npy", mmap_mode="r+")
+    rest = []
+    for i in range(start, stop):
+        sample = draw_sample(seed, i)
+        images[i], coverage[i] = sample.images, sample.coverage
+        rest.append((sample.captions, sample.identity, sample.other_thing))
+    return rest
+
+
+def load_corpus(folder: Path, recipe: Recipe, part: int = 250) -> Corpus:
+    """The corpus of a recipe, drawn on all cores at the first call and read from disk afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    n, texts = recipe.triplets, folder / "texts.json"
+    if not texts.exists():
+        shapes = {"images": ((n, 3, SIZE, SIZE, 3), np.uint8), "coverage": ((n, GRID, GRID), np.float16)}
+        for name, (shape, dtype) in shapes.items():
+            np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+        with ProcessPoolExecutor() as pool:
+            jobs = [
+                pool.submit(_draw_part, str(folder), start, min(n, start + part), recipe.seed)
+                for start in range(0, n, part)
+            ]
+            rest = [row for job in jobs for row in job.result()]
+        write_text(texts, json.dumps(rest))
+    captions, identities, other = zip(*json.loads(texts.read_text()), strict=True)
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    if len(images) != n:
+        raise InctrlError(f"{folder} holds a corpus of {len(images)} triplets, not {n}: choose another --out")
+    coverage = np.load(folder / "coverage.npy").astype(np.float32)
+    return Corpus(images, coverage, list(captions), np.array(identities), np.array(other))
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+class CompactVocabulary:
+    """CLIP's tokenizer with only the token rows that training uses.
+
+    0 padding, 1 any other token, then the used ones in CLIP's order, so that the end of text keeps the
+    highest number, which is where CLIP reads a sentence's embedding.
+    """
+
+    def __init__(self, sentences: list[str]):
+        self.tokenize = SimpleTokenizer(context_length=CONTEXT)
+        tokens = self.tokenize(sentences)
+        self.ids = sorted(set(tokens.unique().tolist()) - {0})
+        self.compact = torch.ones(VOCABULARY, dtype=torch.long)
+        self.compact[self.ids] = torch.arange(2, len(self.ids) + 2)
+
+    def __len__(self) -> int:
+        return len(self.ids) + 2
+
+    def __call__(self, sentences: list[str]) -> Int[Tensor, "P T"]:
+        tokens = self.tokenize(sentences)
+        padding = (tokens == END_OF_TEXT).cumsum(1).bool() & (tokens != END_OF_TEXT)
+        return self.compact[tokens].masked_fill(padding, 0)
+
+    def expand(self, rows: Float[Tensor, "V W"]) -> Float[Tensor, "49408 W"]:
+        """The full embedding table: tokens never seen share row 1, which training feeds too."""
+        table = rows[1].repeat(VOCABULARY, 1)
+        table[self.ids], table[0] = rows[2:], rows[0]
+        return table
+
+
+# --- the model ---------------------------------------------------------------------------------------
+
+
+def model_config(image_size: int = SIZE, vocabulary: int = VOCABULARY) -> dict:
+    """The architecture, as open_clip writes it down."""
+    return {
+        "embed_dim": JOINT,
+        "vision_cfg": {
+            "image_size": image_size,
+            "patch_size": PATCH,
+            "width": WIDTH,
+            "layers": DEPTH,
+            "head_width": HEAD_WIDTH,
+            "mlp_ratio": 4.0,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": vocabulary,
+            "width": TEXT_WIDTH,
+            "heads": TEXT_HEADS,
+            "layers": TEXT_DEPTH,
+        },
+    }
+
+
+def build(image_size: int, vocabulary: int) -> CLIP:
+    """A plain open_clip CLIP with random weights."""
+    config = model_config(image_size, vocabulary)
+    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
+    return CLIP(config["embed_dim"], vision, text)
+
+
+def resize_positions(
+    state: dict[str, Tensor], image_size: int, key: str = "visual.positional_embedding"
+) -> dict[str, Tensor]:
+    """The state dict with position embeddings interpolated to another image size."""
+    old, side = state[key], image_size // PATCH
+    patches = old[1:].reshape(1, math.isqrt(len(old) - 1), -1, WIDTH).permute(0, 3, 1, 2)
+    resized = F.interpolate(patches, (side, side), mode="bicubic", align_corners=False)
+    return state | {key: torch.cat([old[:1], resized[0].flatten(1).T])}
+
+
+@torch.no_grad()
+def whiten_patch_embedding(clip: CLIP, images: Float[Tensor, "B 3 H W"], power: float = 0.3) -> None:
+    """Start the patch embedding as a (partly) whitened PCA of image patches instead of noise.
+
+    Principal directions scaled by eigenvalue ** -power, then a random rotation so that no channel is
+    special. Half the variance of raw patches is their mean grey; whitening lets fine differences count.
+    """
+    weight = clip.visual.conv1.weight
+    patches = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, 3 * PATCH * PATCH)
+    variance, direction = torch.linalg.eigh(torch.cov(patches.T))
+    variance, direction = variance.flip(0)[: len(weight)], direction.flip(1)[:, : len(weight)]
+    rotation = torch.linalg.qr(torch.randn(len(weight), len(weight)))[0]
+    weight.copy_((rotation @ (direction * (variance + 0.02) ** -power).T).view_as(weight))
+
+
+# --- views -------------------------------------------------------------------------------------------
+
+
+def normalise(images: UInt8[Tensor, "*b S S 3"]) -> Float[Tensor, "*b 3 S S"]:
+    """Bytes to what the tower sees."""
+    return (images.movedim(-1, -3).float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+        3, 1, 1
+    )
+
+
+def crop_windows(
+    coverage: Float[Tensor, "n G G"], whole: Tensor, size: int, generator: torch.Generator
+) -> Float[Tensor, "n 2 3"]:
+    """One window a triplet, as affine maps: most at native scale around the defect, some of the whole."""
+    n = len(coverage)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    native = size / SIZE
+    zoom = torch.where(
+        (torch.rand(n, generator=generator) < 0.35) | whole, uniform(0.8, 1), uniform(0.75, 1.3) * native
+    )
+    zoom = zoom if size < SIZE else uniform(0.75, 1)
+    patch = torch.multinomial(coverage.flatten(1) + 1e-4, 1, generator=generator)[:, 0]
+    place = torch.stack([patch % GRID, patch // GRID], 1).add(0.5).mul(2 / GRID).sub(1)
+    place = place + (torch.rand(n, 2, generator=generator) - 0.5) * zoom[:, None] * 1.2
+    place = torch.minimum(torch.maximum(place, zoom[:, None] - 1), 1 - zoom[:, None])
+    flip = torch.where(
+        (torch.rand(n, generator=generator) < 0.5) & ~whole, -1.0, 1.0
+    )  # letters stay as they are
+    window = torch.zeros(n, 2, 3)
+    window[:, 0, 0], window[:, 1, 1], window[:, :, 2] = zoom * flip, zoom, place
+    turn = (torch.rand(n, generator=generator) < 0.5) & ~whole
+    window[turn, :, :2] = window[turn][:, :, :2].flip(-1)
+    return window
+
+
+def cut(
+    images: Float[Tensor, "n c S S"], window: Float[Tensor, "n 2 3"], size: int
+) -> Float[Tensor, "n c s s"]:
+    """The windows as images of `size` pixels (sampled twice as fine, then averaged)."""
+    grid = F.affine_grid(window, [len(images), 1, 2 * size, 2 * size], align_corners=False)
+    return F.avg_pool2d(F.grid_sample(images, grid, align_corners=False, padding_mode="reflection"), 2)
+
+
+# --- losses ------------------------------------------------------------------------------------------
+
+
+def contrastive_loss(
+    image: Float[Tensor, "m D"], text: Float[Tensor, "m D"], scale: Tensor, same_text: Tensor
+) -> Float[Tensor, ""]:
+    """CLIP's loss: every picture finds its caption and every caption its picture.
+
+    Pairs with the very same caption do not count as wrong.
+    """
+    logits = (scale * image @ text.T).masked_fill(same_text & ~torch.eye(len(image), dtype=torch.bool), -1e4)
+    target = torch.arange(len(image))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def state_loss(
+    normal: Float[Tensor, "n D"],
+    damaged: Float[Tensor, "n D"],
+    says_normal: Float[Tensor, "n D"],
+    says_damaged: Float[Tensor, "n D"],
+    scale: Tensor,
+) -> Float[Tensor, ""]:
+    """Of the same thing's two captions, "flawless" fits the normal picture and "damaged" the other."""
+    contrast = says_damaged - says_normal
+    return (
+        F.softplus(scale * (normal * contrast).sum(-1)).mean()
+        + F.softplus(-scale * (damaged * contrast).sum(-1)).mean()
+    ) / 2
+
+
+def agreement_loss(
+    a: Float[Tensor, "n D"], b: Float[Tensor, "n D"], same_identity: Tensor
+) -> Float[Tensor, ""]:
+    """Two pictures of one thing find each other among the batch; others of its kind are left out."""
+    logits = (10 * a @ b.T).masked_fill(same_identity & ~torch.eye(len(a), dtype=torch.bool), -1e4)
+    target = torch.arange(len(a))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def patch_residuals(
+    query: Float[Tensor, "L n N C"], normal: Float[Tensor, "L n N C"]
+) -> Float[Tensor, "n N"]:
+    """InCTRL's patch residual map with one prompt, differentiable."""
+    cosine = F.normalize(query, dim=-1) @ F.normalize(normal, dim=-1).transpose(-1, -2)
+    return ((1 - cosine.amax(-1)) / 2).mean(0)
+
+
+def residual_loss(
+    normal: Float[Tensor, "n N"],
+    damaged: Float[Tensor, "n N"],
+    coverage: Float[Tensor, "n N"],
+    affine: Tensor,
+) -> Float[Tensor, ""]:
+    """Patches that a defect covers have large residuals, all others small (balanced cross-entropy).
+
+    Patches that are barely touched are left out. `affine` maps residuals to logits.
+    """
+    logits = affine[0] * torch.cat([damaged, normal]) + affine[1]
+    hit = torch.cat([coverage > 0.12, torch.zeros_like(coverage, dtype=torch.bool)])
+    clean = torch.cat([coverage < 0.02, torch.ones_like(coverage, dtype=torch.bool)])
+    positive, negative = F.softplus(-logits), F.softplus(logits)
+    return (
+        (positive * hit).sum() / hit.sum().clamp_min(1) + (negative * clean).sum() / clean.sum().clamp_min(1)
+    ) / 2
+
+
+class Objective(nn.Module):
+    """All losses, with the few parameters that only training needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.affine = nn.Parameter(torch.tensor([20.0, -3.0]))
+        self.referee = nn.Sequential(nn.Linear(JOINT, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(
+        self, clip: CLIP, images: Tensor, tokens: Tensor, coverage: Tensor, other: Tensor, identity: Tensor
+    ):
+        """Total loss and terms: images [3, n, 3, s, s], tokens [2, n, T] of the first and third picture."""
+        n = images.shape[1]
+        out = clip.visual.forward_intermediates(
+            images.flatten(0, 1),
+            indices=[tap - 1 for tap in TAPS],
+            normalize_intermediates=False,
+            output_fmt="NLC",
+        )
+        a, b, odd = F.normalize(out["image_features"].float(), dim=-1).view(3, n, -1)
+        text = F.normalize(clip.encode_text(tokens.flatten(0, 1)).float(), dim=-1)
+        scale = clip.logit_scale.exp().clamp(max=100)
+        same_text = (tokens.flatten(0, 1)[:, None] == tokens.flatten(0, 1)[None]).all(-1)
+        visible = ~other & (coverage.sum(-1) > 0.3)  # the defect is still inside the crop
+        counts = (visible | other).float()
+
+        patches = torch.stack(out["image_intermediates"]).float().view(len(TAPS), 3, n, -1, WIDTH)
+        normal, damaged = (patch_residuals(patches[:, i], patches[:, 0]) for i in (1, 2))
+        margin = self.affine[0] * (damaged.amax(-1) - normal.amax(-1))
+        verdict_b, verdict_odd = (self.referee(8 * (x - a))[:, 0] for x in (b, odd))
+        terms = {
+            "contrastive": contrastive_loss(torch.cat([a, odd]), text, scale, same_text),
+            "agreement": 0.5 * agreement_loss(a, b, identity[:, None] == identity[None]),
+            "referential": _mean((F.softplus(-verdict_odd) + F.softplus(verdict_b)) / 2, counts),
+            "odd one out": 0.5 * _mean(F.softplus(10 * ((a * odd).sum(-1) - (a * b).sum(-1))), counts),
+            "ranking": _mean(F.softplus(-2 * margin), visible.float()),
+        }
+        if visible.any():
+            at = visible.nonzero()[:, 0]
+            terms["state"] = 0.5 * state_loss(a[at], odd[at], text[:n][at], text[n:][at], scale)
+            terms["residual"] = 1.5 * residual_loss(normal[at], damaged[at], coverage[at], self.affine)
+        with torch.no_grad():
+            watched = {
+                "patch pairs": _mean((damaged.amax(-1) > normal.amax(-1)).float(), visible.float()),
+                "odd pairs": _mean(((a * odd).sum(-1) < (a * b).sum(-1)).float(), other.float()),
+                "referee pairs": _mean((verdict_odd > verdict_b).float(), visible.float()),
+            }
+        return sum(terms.values()), terms | watched
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; 0 when nothing counts."""
+    return (values * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+# --- training ----------------------------------------------------------------------------------------
+
+
+class Pretraining:
+    """A run in a folder: `step()` until done; `save` and the constructor make it resumable."""
+
+    def __init__(self, out: Path, recipe: Recipe, device: str = "cpu"):
+        self.out, self.recipe, self.device = out, recipe, device
+        self.corpus = load_corpus(out / "corpus", recipe)
+        self.vocabulary = CompactVocabulary(
+            [c for row in self.corpus.captions for c in row] + sum(text_prompts("object"), [])
+        )
+        self.tokens = torch.stack([self.vocabulary(list(row)) for row in self.corpus.captions])
+        self.identities = torch.from_numpy(np.unique(self.corpus.identities, return_inverse=True)[1])
+        self.step_number = 0
+        torch.manual_seed(recipe.seed)
+        self.objective = Objective()
+        first = torch.from_numpy(np.array(self.corpus.images[:300, 0]))
+        self._enter_phase(None)
+        whiten_patch_embedding(self.clip, normalise(first))
+        self.clip.to(device), self.objective.to(device)
+        if (out / "checkpoint.pt").exists():
+            self._resume()
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.crop_steps + self.recipe.whole_steps
+
+    @property
+    def cropping(self) -> bool:
+        return self.step_number < self.recipe.crop_steps
+
+    def _enter_phase(self, state: dict[str, Tensor] | None) -> None:
+        """Model and optimiser of the phase that the step number says."""
+        size = self.recipe.crop_size if self.cropping else SIZE
+        self.clip = build(size, len(self.vocabulary))
+        if state is not None:
+            self.clip.load_state_dict(resize_positions(state, size))
+        self.clip.to(self.device).train()
+        parameters = [*self.clip.named_parameters(), *self.objective.named_parameters()]
+        decayed = [p for name, p in parameters if p.ndim > 1 and "embedding" not in name]
+        others = [p for name, p in parameters if not (p.ndim > 1 and "embedding" not in name)]
+        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+    def learning_rate(self) -> float:
+        """Warm-up and cosine, once in each phase."""
+        r = self.recipe
+        done, steps, peak = (
+            (self.step_number, r.crop_steps, r.learning_rate)
+            if self.cropping
+            else (self.step_number - r.crop_steps, r.whole_steps, r.learning_rate / 2)
+        )
+        return peak * min(1, (done + 1) / 60) * (0.02 + 0.98 * (1 + math.cos(math.pi * done / steps)) / 2)
+
+    def batch(self, index: Tensor, size: int, generator: torch.Generator):
+        """Triplets as the objective takes them; the two normal pictures change places half the time."""
+        swap = torch.rand(len(index), generator=generator) < 0.5
+        order = torch.where(swap[:, None], torch.tensor([1, 0, 2]), torch.tensor([0, 1, 2]))
+        images = normalise(torch.from_numpy(self.corpus.images[index.numpy()]))
+        images = images[torch.arange(len(index))[:, None], order]
+        tokens = self.tokens[index[:, None], order[:, ::2]]
+        dropped = (torch.rand(tokens.shape, generator=generator) < 0.03) & (tokens > 1)
+        dropped &= tokens < len(self.vocabulary) - 2  # start and end stay
+        tokens = tokens.masked_fill(dropped, 1)  # so that the row of unknown tokens is trained
+        coverage = torch.from_numpy(self.corpus.coverage[index.numpy()])
+        other = torch.from_numpy(self.corpus.other_thing[index.numpy()])
+        window = crop_windows(coverage, other, size, generator)
+        views = cut(images.flatten(1, 2), window, size).view(len(index), 3, 3, size, size)
+        grey = torch.rand(len(index), generator=generator) < 0.2
+        views[grey] = views[grey].mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
+        seen = cut(F.interpolate(coverage[:, None], (SIZE, SIZE)), window, size)
+        seen = F.avg_pool2d(seen, PATCH).flatten(1)
+        parts = (views.transpose(0, 1), tokens.transpose(0, 1), seen, other, self.identities[index])
+        return tuple(part.to(self.device) for part in parts)
+
+    def step(self) -> dict[str, float]:
+        """One update; what happens depends on seed and step number alone."""
+        r = self.recipe
+        generator = torch.Generator().manual_seed(r.seed * 1_000_003 + self.step_number)
+        size, n = (r.crop_size, r.crop_batch) if self.cropping else (SIZE, r.whole_batch)
+        index = torch.randint(r.triplets - r.held_out, (n,), generator=generator)
+        rate = self.learning_rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # the plain attention kernel: twice as fast as the fused one on a CPU for 37 tokens
+        kernel = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" and self.cropping else nullcontext()
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16), kernel:
+            loss, terms = self.objective(self.clip, *self.batch(index, size, generator))
+        if not torch.isfinite(loss):
+            raise InctrlError(
+                f"the loss is {loss.item()} at step {self.step_number}: lower the learning rate"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*self.clip.parameters(), *self.objective.parameters()], 1.0)
+        self.optimiser.step()
+        self.step_number += 1
+        if self.step_number == r.crop_steps and r.whole_steps:
+            self._enter_phase(self.clip.state_dict())
+        return {"loss": loss.item(), "rate": rate} | {name: value.item() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def watch(self) -> dict[str, float]:
+        """Pair accuracies on the held-out triplets."""
+        r = self.recipe
+        size = r.crop_size if self.cropping else SIZE
+        self.clip.eval()
+        found = []
+        for start in range(r.triplets - r.held_out, r.triplets, 20):
+            index = torch.arange(start, min(start + 20, r.triplets))
+            generator = torch.Generator().manual_seed(start)
+            found.append(self.objective(self.clip, *self.batch(index, size, generator))[1])
+        self.clip.train()
+        names = ("contrastive", "patch pairs", "odd pairs", "referee pairs")
+        return {f"held-out {name}": float(np.mean([f[name].item() for f in found])) for name in names}
+
+    def save(self) -> None:
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step_number,
+            "clip": self.clip.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        write_whole(self.out / "checkpoint.pt", lambda path: torch.save(state, path))
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / "checkpoint.pt", weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise InctrlError(f"{self.out} holds a run with another recipe: choose another --out")
+        self.step_number = state["step"]
+        self._enter_phase(None)
+        self.clip.load_state_dict(state["clip"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def export(self, folder: Path) -> None:
+        """Write the open_clip folder: configuration and weights (float16) with the full token table."""
+        state = resize_positions(self.clip.cpu().state_dict(), SIZE)
+        state["token_embedding.weight"] = self.vocabulary.expand(state["token_embedding.weight"])
+        write_folder(folder, state)
+
+
+def write_folder(folder: Path, state: dict[str, Tensor]) -> None:
+    """An open_clip `local-dir:` folder."""
+    from safetensors.torch import save_file
+
+    config = {
+        "model_cfg": model_config(),
+        "preprocess_cfg": {
+            "mean": list(MEAN),
+            "std": list(STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+    tensors = {k: v.detach().half().contiguous() for k, v in state.items() if k != "attn_mask"}
+    write_whole(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
+    write_text(folder / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def pretrain(
+    out: Path, recipe: Recipe, device: str = "cpu", log_every: int = 50, save_every: int = 500
+) -> Path:
+    """Run (or go on with) a pretraining to its end; returns the exported folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    run, start, recent = Pretraining(out, recipe, device), time.time(), []
+    with (out / "log.jsonl").open("a") as log:
+        while run.step_number < run.total_steps:
+            recent.append(run.step())
+            if run.step_number % log_every == 0:
+                row = {name: float(np.mean([r[name] for r in recent if name in r])) for name in recent[-1]}
+                row = {"step": run.step_number, "seconds": round(time.time() - start, 1)} | row
+                recent = []
+                if run.step_number % (10 * log_every) == 0:
+                    row |= run.watch()
+                log.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
+                log.flush()
+            if run.step_number % save_every == 0 or run.step_number == run.total_steps:
+                run.save()
+    run.export(out / "weights")
+    return out / "weights"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args())
+    out, device = options.pop("out"), options.pop("device")
+    torch.set_num_threads(options.pop("threads"))
+    print(f"exported to {pretrain(out, Recipe(**options), device)}")
+
+
+if __name__ == "__main__":
+    main()

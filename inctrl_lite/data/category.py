@@ -15,7 +15,7 @@ class Item:
     Attributes:
         image: a file, or the picture itself as uint8 [H, W, 3].
         label: 0 normal, 1 anomalous.
-        name: unique within its data set, stable and readable, with forward slashes ("bottle/test/good/007.png").
+        name: unique within its data set, stable, with forward slashes ("bottle/test/good/007.png").
         defect: kind of anomaly; "good" for a normal image.
         mask: where the anomaly is (file, or bool [H, W]); None when nobody drew it.
     """

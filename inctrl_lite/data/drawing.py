@@ -125,6 +125,19 @@ def blob(
     return cover(np.hypot(u * stretch, v / stretch) - radius * wobble, softness)
 
 
+def look_up(mask: Array, u: Array, v: Array) -> Array:
+    """`mask` [M, M], covering [-1, 1], read bilinearly at coordinates (u, v); 0 outside."""
+    m = len(mask)
+    column, row = np.clip((u + 1) / 2 * m - 0.5, 0, m - 1.001), np.clip((v + 1) / 2 * m - 0.5, 0, m - 1.001)
+    i, j = row.astype(int), column.astype(int)
+    a, b = row - i, column - j
+    value = (
+        mask[i, j] * (1 - a) * (1 - b) + mask[i + 1, j] * a * (1 - b) + mask[i, j + 1] * (1 - a) * b
+        + mask[i + 1, j + 1] * a * b
+    )  # fmt: skip
+    return value * (np.maximum(np.abs(u), np.abs(v)) < 1)
+
+
 # --- the photograph ----------------------------------------------------------------------------------
 
 

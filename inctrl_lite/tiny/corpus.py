@@ -21,14 +21,15 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
+from inctrl_lite.data.defects import DEFECTS, GRAIN, Picture, changed, damage
 from inctrl_lite.data.drawing import (
     Array,
-    blob,
     box,
     canvas,
     cover,
     disc,
     grid,
+    look_up,
     noise,
     paint,
     photograph,
@@ -58,15 +59,6 @@ COLOURS = {
     "silver": (0.75, 0.75, 0.78),
     "dark": (0.2, 0.2, 0.22),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A drawing before the photograph: image [S, S, 3], mask of the thing [S, S], empty background."""
-
-    image: Array
-    thing: Array
-    background: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +124,6 @@ def dots(x: Array, y: Array, f: float) -> Array:
 
 
 CLOUDS = {4: 1.0, 8: 0.8, 16: 0.4, 32: 0.15}
-GRAIN = {16: 0.3, 32: 0.8, 64: 1.0}
 
 # (x, y, frequency, rng) -> share of the second colour, in [0, 1]
 TEXTURES: dict[str, Callable[[Array, Array, float, Generator], Array]] = {
@@ -330,19 +321,6 @@ def printed(character: str, font: int) -> Array:
     return np.asarray(square.resize((64, 64), Image.Resampling.BICUBIC), np.float64) / 255
 
 
-def look_up(mask: Array, u: Array, v: Array) -> Array:
-    """`mask` [M, M], covering [-1, 1], read bilinearly at coordinates (u, v); 0 outside."""
-    m = len(mask)
-    column, row = np.clip((u + 1) / 2 * m - 0.5, 0, m - 1.001), np.clip((v + 1) / 2 * m - 0.5, 0, m - 1.001)
-    i, j = row.astype(int), column.astype(int)
-    a, b = row - i, column - j
-    value = (
-        mask[i, j] * (1 - a) * (1 - b) + mask[i + 1, j] * a * (1 - b) + mask[i, j + 1] * (1 - a) * b
-        + mask[i + 1, j + 1] * a * b
-    )  # fmt: skip
-    return value * (np.maximum(np.abs(u), np.abs(v)) < 1)
-
-
 def wobble(rng: Generator, u: Array, v: Array, strength: float) -> tuple[Array, Array]:
     """Coordinates bent by a smooth random field, as a hand does."""
     bend = {4: 1.0, 8: 0.3}
@@ -459,102 +437,6 @@ FAMILY_SHARES: dict[str, tuple[float, Callable[..., Thing]]] = {
 }
 
 
-# --- defects -----------------------------------------------------------------------------------------
-
-
-def somewhere_on(rng: Generator, thing: Array) -> tuple[float, float]:
-    """A random place on the thing."""
-    flat = thing[4::8, 4::8].ravel() ** 2 + 1e-4
-    i = rng.choice(flat.size, p=flat / flat.sum())
-    return ((i % GRID) + 0.5) / GRID * 2 - 1, ((i // GRID) + 0.5) / GRID * 2 - 1
-
-
-def stray_colour(rng: Generator) -> Array:
-    """Any colour, or nearly black or white."""
-    return rng.uniform(0, 1, 3) if rng.random() < 0.5 else np.full(3, rng.choice([0.05, 0.1, 0.9, 0.95]))
-
-
-def _line(rng, picture: Picture, bend: float, points: int, softness: float, colour) -> Array:
-    start = np.array(somewhere_on(rng, picture.thing))
-    angle = rng.uniform(0, 2 * math.pi) + np.cumsum(bend * rng.standard_normal(points))
-    steps = np.stack([np.cos(angle), np.sin(angle)], 1) * rng.uniform(0.3, 1.0) / points
-    path = np.cumsum(steps, 0)
-    path += start - path.mean(0)
-    mask = cover(polyline(*grid(SIZE), path) - rng.uniform(0.008, 0.03), softness) * rng.uniform(0.6, 1)
-    return paint(picture.image, mask * (0.15 + 0.85 * picture.thing), colour)
-
-
-def _patch(rng, picture: Picture, reach: float, irregularity: float, softness: float) -> Array:
-    centre = somewhere_on(rng, picture.thing)
-    return blob(rng, *grid(SIZE), centre, reach * rng.uniform(0.08, 0.26), irregularity, softness)
-
-
-def _displaced(rng, picture: Picture) -> Array:
-    """The image with the neighbourhood of a place pushed aside."""
-    x, y = grid(SIZE)
-    cx, cy = somewhere_on(rng, picture.thing)
-    reach = rng.uniform(0.1, 0.28)
-    push = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * reach**2)) * reach
-    angle = rng.uniform(0, 2 * math.pi)
-    u, v = x + push * math.cos(angle), y + push * math.sin(angle)
-    return np.stack(
-        [look_up(picture.image[..., c], np.clip(u, -0.99, 0.99), np.clip(v, -0.99, 0.99)) for c in range(3)],
-        -1,
-    )
-
-
-def _dent(rng, picture: Picture) -> Array:
-    x, y = grid(SIZE)
-    cx, cy = somewhere_on(rng, picture.thing)
-    reach, angle = rng.uniform(0.08, 0.2), rng.uniform(0, 2 * math.pi)
-    bump = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * reach**2)) / reach
-    slope = ((x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)) * bump
-    return picture.image + rng.uniform(0.3, 0.7) * slope[..., None]
-
-
-def _misplaced(rng, picture: Picture) -> Array:
-    elsewhere = np.roll(picture.image, tuple(rng.integers(18, 60, 2)), (0, 1))
-    elsewhere = elsewhere.transpose(1, 0, 2) if rng.random() < 0.5 else elsewhere[:, ::-1]
-    return paint(picture.image, _patch(rng, picture, 1.2, 0.1, 0.02), elsewhere)
-
-
-def _speckle(rng, picture: Picture) -> Array:
-    image, colour = picture.image, stray_colour(rng)
-    centre = np.array(somewhere_on(rng, picture.thing))
-    for _ in range(7):
-        place = centre + 0.2 * rng.standard_normal(2)
-        x, y = pose(*grid(SIZE), shift=tuple(place))
-        image = paint(image, cover(disc(x, y, rng.uniform(0.015, 0.05)), 0.02), colour)
-    return image
-
-
-def _contamination(rng, picture: Picture) -> Array:
-    dirt = stray_colour(rng) + 0.18 * noise(rng, SIZE, GRAIN)[..., None]
-    return paint(picture.image, _patch(rng, picture, 1.0, 0.4, 0.03), np.clip(dirt, 0, 1))
-
-
-def _discoloration(rng, picture: Picture) -> Array:
-    gain = rng.uniform(0.1, 1.7, 3) if rng.random() < 0.5 else rng.choice([0.4, 0.6, 1.4, 1.7])
-    mask = 0.8 * _patch(rng, picture, 1.5, 0.4, 0.12)
-    return paint(picture.image, mask, picture.image * gain + 0.1 * (np.asarray(gain) - 1))
-
-
-DEFECTS: dict[str, Callable[[Generator, Picture], Array]] = {
-    "scratch": lambda rng, p: _line(rng, p, 0.02, 4, 0.02, stray_colour(rng)),
-    "crack": lambda rng, p: _line(rng, p, 0.6, 7, 0.02, 0.2 * stray_colour(rng)),
-    "thread": lambda rng, p: _line(rng, p, 0.35, 9, 0.02, stray_colour(rng)),
-    "stain": lambda rng, p: paint(
-        p.image, rng.uniform(0.4, 0.8) * _patch(rng, p, 1.2, 0.5, 0.08), stray_colour(rng)
-    ),
-    "hole": lambda rng, p: paint(p.image, _patch(rng, p, 0.7, 0.1, 0.02), rng.uniform(0, 0.12)),
-    "missing part": lambda rng, p: paint(p.image, _patch(rng, p, 1.3, 0.15, 0.02), p.background),
-    "dent": _dent,
-    "speckle": _speckle,
-    "contamination": _contamination,
-    "misplaced part": _misplaced,
-    "bent": _displaced,
-    "discoloration": _discoloration,
-}
 TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
 
 FAMILIES: dict[str, frozenset[str]] = {
@@ -608,24 +490,12 @@ def draw_sample(seed: int, index: int) -> Sample:
         views.append(other.draw(rng).image)
         odd_caption = caption(rng, other.noun)
     else:
-        picture, damaged, defect = damage(rng, thing)
+        picture, is_scan = thing.draw(rng), thing.family == "organic"  # scans have no colour
+        damaged, defect = damage(rng, picture, TISSUE_DEFECTS if is_scan else tuple(DEFECTS), grey=is_scan)
         views.append(damaged)
         odd_caption = caption(rng, thing.noun, defect)
-        changed = np.abs(damaged - picture.image).max(-1) > 0.08
-        coverage = changed.reshape(GRID, SIZE // GRID, GRID, SIZE // GRID).mean((1, 3))
+        patches = changed(picture.image, damaged).reshape(GRID, SIZE // GRID, GRID, SIZE // GRID)
+        coverage = patches.mean((1, 3))
     images = np.stack([photograph(rng, view) for view in views])
     captions = (caption(rng, thing.noun), caption(rng, thing.noun), odd_caption)
     return Sample(images, captions, coverage, thing.identity, other_thing)
-
-
-def damage(rng: Generator, thing: Thing) -> tuple[Picture, Array, str]:
-    """A view of the thing, the same view with a defect that can be seen, and the defect's name."""
-    picture = thing.draw(rng)
-    choice = TISSUE_DEFECTS if thing.family == "organic" else tuple(DEFECTS)
-    while True:
-        defect = str(rng.choice(choice))
-        damaged = np.clip(DEFECTS[defect](rng, picture), 0, 1)
-        if thing.family == "organic":  # scans have no colour
-            damaged = np.repeat(damaged.mean(-1, keepdims=True), 3, axis=-1)
-        if (np.abs(damaged - picture.image).max(-1) > 0.08).sum() >= 25:
-            return picture, damaged, defect

@@ -1,0 +1,106 @@
+"""How well scores tell normal from anomalous: thin over scikit-learn, with errors a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from inctrl_lite.errors import InctrlError
+
+
+def _checked(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores as arrays, after the checks that every metric needs."""
+    y, s = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if y.shape != s.shape or y.ndim != 1:
+        raise InctrlError(f"labels {y.shape} and scores {s.shape} do not match: one of each an image")
+    if not np.isfinite(s).all():
+        raise InctrlError(f"{int((~np.isfinite(s)).sum())} of {len(s)} scores are NaN or infinite")
+    if not np.isin(y, (0, 1)).all():
+        raise InctrlError("labels must be 0 (normal) or 1 (anomalous)")
+    for label, name in ((0, "normal"), (1, "anomalous")):
+        if not (y == label).any():
+            raise InctrlError(
+                f"none of the {len(y)} images is {name}: this metric needs images of both classes"
+            )
+    return y.astype(int), s
+
+
+def auroc(labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Share of (normal, anomalous) pairs in which the anomalous image scores higher; ties count half.
+
+    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])    # 3 pairs right, 1 tie of 4
+    0.875
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_checked(labels, scores)))
+
+
+def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Area under the precision-recall curve, as a sum of steps (called AUPRC in the paper).
+
+    >>> average_precision([0, 1, 1], [0.5, 0.1, 0.9])    # precision 1 at the first, 2/3 at the last
+    0.8333333333333333
+    """
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*_checked(labels, scores)))
+
+
+def f1_by_threshold(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """F1 of calling anomalous whatever scores at least t, for every score t: (thresholds, F1)."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, thresholds = precision_recall_curve(*_checked(labels, scores))
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return thresholds, f1[:-1]
+
+
+def image_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """AUROC, AP and the best F1 over all thresholds ("auroc", "ap", "f1_max"), each in [0, 1].
+
+    Raises:
+        InctrlError: only one class, scores that are not finite, or lengths that differ.
+    """
+    return {
+        "auroc": auroc(labels, scores),
+        "ap": average_precision(labels, scores),
+        "f1_max": float(f1_by_threshold(labels, scores)[1].max()),
+    }
+
+
+def calibrate_threshold(labels: Sequence[int], scores: Sequence[float]) -> float:
+    """The threshold with the best F1, halfway between the two scores that it separates.
+
+    An image is called anomalous when its score is larger. Of equally good thresholds, the largest.
+
+    >>> calibrate_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.8])
+    0.4
+    """
+    thresholds, f1 = f1_by_threshold(labels, scores)
+    best = thresholds[np.flatnonzero(f1 >= f1.max() - 1e-12)[-1]]
+    below = np.asarray(scores, dtype=np.float64)
+    below = below[below < best]
+    return float((best + below.max()) / 2) if len(below) else float(np.nextafter(best, -np.inf))
+
+
+def bootstrap_interval(
+    labels: Sequence[int],
+    scores: Sequence[float],
+    metric: Callable[[np.ndarray, np.ndarray], float] = auroc,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a metric over images, resampled within each class."""
+    y, s = _checked(labels, scores)
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(y == label) for label in (0, 1)]
+    values = []
+    for _ in range(resamples):
+        picked = np.concatenate([rng.choice(members, len(members)) for members in classes])
+        values.append(metric(y[picked], s[picked]))
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

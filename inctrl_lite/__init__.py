@@ -45,7 +45,6 @@ _HOME = {
 }
 
 
-
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,7 +50,7 @@ def default_taps(depth: int) -> tuple[int, ...]:
     The public code's 7, 9, 11 of 12, stretched to other depths; the last block serves the class token.
 
     >>> default_taps(12), default_taps(6), default_taps(24)
-    ((7, 9, 11), (3, 4, 5), (13, 17, 21))
+    ((7, 9, 11), (3, 4, 5), (15, 19, 23))
     """
     step = max(1, round(depth / 6))
     return tuple(sorted({max(1, depth - 1 - step * i) for i in range(3)}))
@@ -132,6 +132,11 @@ class Backbone(nn.Module):
         except Exception as error:  # open_clip raises whatever its loaders raise
             raise InctrlError(_advice(open_clip, name, pretrained, error)) from error
         return cls(clip, transform, tokenizer, name=name, pretrained=pretrained, taps=taps).to(device)
+
+    @property
+    def arguments(self) -> dict[str, str | list[int] | None]:
+        """What `Backbone.load` needs to load it again; saved with a model that is trained on it."""
+        return {"name": self.name, "pretrained": self.pretrained, "taps": list(self.taps)}
 
     @property
     def device(self) -> torch.device:

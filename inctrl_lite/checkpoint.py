@@ -127,3 +127,18 @@ def load_public(path: str | Path):
     )
     model.load_state_dict(learned)
     return model.eval(), clip, report
+
+
+def check_fits(model, backbone) -> None:
+    """Make sure that a trained model and a backbone belong together.
+
+    Raises:
+        InctrlError: joint width or number of patches differ.
+    """
+    ours, theirs = (model.embed_dim, model.num_patches), (backbone.embed_dim, backbone.num_patches)
+    if ours != theirs:
+        trained_on = (model.backbone or {}).get("name", "another backbone")
+        raise InctrlError(
+            f"the model was trained on {trained_on}, for joint width {ours[0]} and {ours[1]} patches; "
+            f"the backbone {backbone.name} has {theirs[0]} and {theirs[1]}. Use the one it was trained on"
+        )

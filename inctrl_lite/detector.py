@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from inctrl_lite.backbone import TINY, Backbone, ImageFeatures
@@ -262,7 +263,7 @@ class AnomalyDetector:
             for k in range(len(encoded))
         ]
 
-    def calibrate(self, images: Any, labels: Sequence[int], category: str | None = None) -> float:
+    def calibrate(self, images: Any, labels: ArrayLike, category: str | None = None) -> float:
         """Set the category's threshold from labelled images: the one with the best F1. Returns it.
 
         Args:
@@ -275,11 +276,11 @@ class AnomalyDetector:
         from inctrl_lite.metrics import calibrate_threshold
 
         category = self._category(category)
-        predictions = self.predict(images, category)
+        predictions, labels = self.predict(images, category), np.asarray(labels)
         if len(predictions) != len(labels):
             raise InctrlError(f"{len(labels)} labels for {len(predictions)} images: give one an image")
         fitted = self.categories[category]
-        fitted.threshold = float(calibrate_threshold(np.asarray(labels), predictions.scores))
+        fitted.threshold = float(calibrate_threshold(labels, predictions.scores))
         fitted.threshold_source = f"best F1 on {len(labels)} labelled images"
         return fitted.threshold
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from inctrl_lite.errors import InctrlError
 
 
-def _checked(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Labels and scores as arrays, after the checks that every metric needs."""
     y, s = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if y.shape != s.shape or y.ndim != 1:
@@ -26,7 +27,7 @@ def _checked(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray
     return y.astype(int), s
 
 
-def auroc(labels: Sequence[int], scores: Sequence[float]) -> float:
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Share of (normal, anomalous) pairs in which the anomalous image scores higher; ties count half.
 
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])    # 3 pairs right, 1 tie of 4
@@ -37,7 +38,7 @@ def auroc(labels: Sequence[int], scores: Sequence[float]) -> float:
     return float(roc_auc_score(*_checked(labels, scores)))
 
 
-def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the precision-recall curve, as a sum of steps (called AUPRC in the paper).
 
     >>> average_precision([0, 1, 1], [0.5, 0.1, 0.9])    # precision 1 at the first, 2/3 at the last
@@ -48,7 +49,7 @@ def average_precision(labels: Sequence[int], scores: Sequence[float]) -> float:
     return float(average_precision_score(*_checked(labels, scores)))
 
 
-def f1_by_threshold(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def f1_by_threshold(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """F1 of calling anomalous whatever scores at least t, for every score t: (thresholds, F1)."""
     from sklearn.metrics import precision_recall_curve
 
@@ -57,7 +58,7 @@ def f1_by_threshold(labels: Sequence[int], scores: Sequence[float]) -> tuple[np.
     return thresholds, f1[:-1]
 
 
-def image_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     """AUROC, AP and the best F1 over all thresholds ("auroc", "ap", "f1_max"), each in [0, 1].
 
     Raises:
@@ -70,7 +71,7 @@ def image_metrics(labels: Sequence[int], scores: Sequence[float]) -> dict[str, f
     }
 
 
-def calibrate_threshold(labels: Sequence[int], scores: Sequence[float]) -> float:
+def calibrate_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The threshold with the best F1, halfway between the two scores that it separates.
 
     An image is called anomalous when its score is larger. Of equally good thresholds, the largest.
@@ -86,8 +87,8 @@ def calibrate_threshold(labels: Sequence[int], scores: Sequence[float]) -> float
 
 
 def bootstrap_interval(
-    labels: Sequence[int],
-    scores: Sequence[float],
+    labels: ArrayLike,
+    scores: ArrayLike,
     metric: Callable[[np.ndarray, np.ndarray], float] = auroc,
     resamples: int = 1000,
     level: float = 0.95,

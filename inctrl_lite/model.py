@@ -8,9 +8,11 @@ D joint width.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -186,22 +188,57 @@ class LiteHead(nn.Module):
 HEADS: dict[str, type[nn.Module]] = {"paper": PaperHead, "lite": LiteHead}
 
 
-class InCTRL(nn.Module):
+class InCTRL(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="inctrl-lite",
+    repo_url="https://github.com/inctrl-lite/inctrl_lite",
+    license="apache-2.0",
+    tags=["anomaly-detection"],
+):
     """The learned part: adapter and fusing head, on top of frozen features.
+
+    `save_pretrained(folder)` writes safetensors and a JSON configuration; `push_to_hub` shares them.
 
     Args:
         embed_dim: width D of the joint space (640 for ViT-B/16+).
         num_patches: patches N of an image (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
         head: "paper" (exact) or "lite" (for small backbones).
+        backbone: arguments of `Backbone.load` for the backbone it is trained on, saved along.
     """
 
-    def __init__(self, embed_dim: int, num_patches: int, head: str = "paper"):
+    def __init__(
+        self, embed_dim: int, num_patches: int, head: str = "paper", backbone: dict[str, Any] | None = None
+    ):
         super().__init__()
         if head not in HEADS:
             raise InctrlError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
-        self.config = {"embed_dim": embed_dim, "num_patches": num_patches, "head": head}
+        self.embed_dim, self.num_patches, self.backbone = embed_dim, num_patches, backbone
         self.adapter = Adapter(embed_dim)
         self.head = HEADS[head](embed_dim, num_patches)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:
+        """A trained model from a folder written by `save_pretrained`, or from the Hugging Face Hub.
+
+        Raises:
+            InctrlError: nothing there, damaged or unfit files, or no network for a Hub id.
+        """
+        name, folder = str(name), Path(name)
+        if folder.is_dir():
+            missing = [f for f in ("config.json", "model.safetensors") if not (folder / f).is_file()]
+            if missing:
+                raise InctrlError(f"no trained model in {folder}: {' and '.join(missing)} missing")
+        elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+            raise InctrlError(f"no trained model {name!r}: neither a folder nor a Hub id (owner/name)")
+        try:
+            return super().from_pretrained(name, strict=True, **kwargs).eval()
+        except InctrlError:
+            raise
+        except Exception as error:  # the Hub's client, JSON and safetensors raise of many kinds
+            cause = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            where = "" if folder.is_dir() else ". Without a network, fetch it elsewhere and give its folder"
+            raise InctrlError(f"the model {name!r} cannot be loaded ({cause}){where}") from error
 
     def forward(self, query: ImageFeatures, prompt: NormalPrompt, text: Float[Tensor, "*b 2 D"]) -> Scores:
         """Scores of B queries, each on its own: batch mates do not matter (in eval mode).

@@ -214,9 +214,7 @@ def new_model(backbone: Backbone, config: TrainConfig) -> InCTRL:
     """An untrained model for a backbone, with the initial weights of `config.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = InCTRL(backbone.embed_dim, backbone.num_patches, config.head)
-    model.backbone = {"name": backbone.name, "pretrained": backbone.pretrained, "taps": backbone.taps}
-    return model
+        return InCTRL(backbone.embed_dim, backbone.num_patches, config.head, backbone.arguments)
 
 
 def load_episodes(

@@ -32,7 +32,7 @@ def test_every_kind_of_input_gives_the_same_scores(detector, folder):
     paths = sorted(folder.iterdir())
     pictures = [Image.open(path) for path in paths]
     arrays = [np.asarray(p) for p in pictures]
-    tensors = [torch.from_numpy(a).permute(2, 0, 1).float() / 255 for a in arrays]
+    tensors = [torch.tensor(a).permute(2, 0, 1).float() / 255 for a in arrays]
     for images in (
         paths,
         [str(p) for p in paths],

@@ -52,6 +52,11 @@ def test_a_step_is_a_function_of_seed_and_step(small_categories):
     assert len({str(step) for step in straight}) == 6
 
 
+def test_prompts_are_drawn_afresh_at_every_step(small_categories):
+    first = [sample_batch(small_categories[:1], step, batch_size=2, shots=2)[0] for step in range(30)]
+    assert len({frozenset(item.name for item in episode.prompt) for episode in first}) > 10
+
+
 def test_what_cannot_be_sampled_is_named(small_categories):
     few = draw_category("few", train=2, normal=2)
     with pytest.raises(InctrlError, match="'few' has 4 normal images; 4 shots need at least 5"):

@@ -14,14 +14,14 @@ class Item:
 
     Attributes:
         image: a file, or the picture itself as uint8 [H, W, 3].
-        label: 0 normal, 1 anomalous.
+        label: 0 normal, 1 anomalous, None when nobody said.
         name: unique within its data set, stable, with forward slashes ("bottle/test/good/007.png").
         defect: kind of anomaly; "good" for a normal image.
         mask: where the anomaly is (file, or bool [H, W]); None when nobody drew it.
     """
 
     image: Path | np.ndarray
-    label: int
+    label: int | None
     name: str
     defect: str = "good"
     mask: Path | np.ndarray | None = None

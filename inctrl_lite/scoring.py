@@ -1,0 +1,223 @@
+"""From two folders to scores, heat maps and a report: what `inctrl-lite score` does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inctrl_lite.data.category import Category, Item
+from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.folders import read_labelled
+from inctrl_lite.data.images import find_images, load_image
+from inctrl_lite.detector import AnomalyDetector, Predictions
+from inctrl_lite.environment import environment
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import write_text, write_whole
+from inctrl_lite.metrics import bootstrap_interval, image_metrics
+from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
+
+SHOWN = 200  # queries with pictures in the report; the CSV has all
+
+
+@dataclass(frozen=True, eq=False)
+class FolderScores:
+    """What scoring a folder gave.
+
+    Attributes:
+        predictions: one a query; `.skipped` names what could not be read.
+        prompts: names of the K normal images.
+        settings: model, category, shots, seed, threshold and where it came from.
+        metrics: AUROC, AP, F1-max and the AUROC's 95 % interval; None without labels of both classes.
+        out: folder with scores.csv, scores.json, heatmaps/ and report.html.
+    """
+
+    predictions: Predictions
+    prompts: list[str]
+    settings: dict[str, Any]
+    metrics: dict[str, Any] | None
+    out: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "settings": self.settings,
+            "metrics": self.metrics,
+            "normal_prompts": self.prompts,
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.predictions.skipped],
+            "scores": [prediction.to_dict() for prediction in self.predictions],
+        }
+
+    def summary(self) -> str:
+        """What a person reads on the terminal."""
+        threshold = self.settings["threshold"]
+        lines = [f"{len(self.predictions)} images scored against {len(self.prompts)} normal ones"]
+        if threshold is None:
+            lines[0] += "; no threshold (give --threshold, or two normal images or more)"
+        else:
+            found = sum(bool(prediction.is_anomalous) for prediction in self.predictions)
+            lines[0] += f": {found} above {threshold:.3f} ({self.settings['threshold_source']})"
+        if self.predictions.skipped:
+            lines.append(f"{len(self.predictions.skipped)} skipped, first {self.predictions.skipped[0][1]}")
+        if self.metrics:
+            low, high = self.metrics["auroc_interval"]
+            lines.append(
+                f"AUROC {self.metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), AP {self.metrics['ap']:.3f}"
+            )
+        lines.append(f"report: {self.out / 'report.html'}")
+        return "\n".join(lines)
+
+
+def score_folder(
+    normals: str | Path,
+    queries: str | Path,
+    out: str | Path,
+    *,
+    shots: int = 4,
+    category: str = "object",
+    seed: int = 0,
+    model: str | AnomalyDetector = "tiny",
+    threshold: float | None = None,
+    skip_unreadable: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: bool = False,
+) -> FolderScores:
+    """Score the images of a folder against K normal images of another.
+
+    Args:
+        normals: folder of normal images; `shots` of them are drawn with `seed`.
+        queries: an image or a folder; labels are read from MVTec-style sub-folders where there are any.
+        out: folder for scores.csv, scores.json, heatmaps/*.png and report.html.
+        model: name for `AnomalyDetector.from_pretrained`, or a detector.
+        threshold: score above which an image is called anomalous; None: leave-one-out over the prompts.
+
+    Raises:
+        InctrlError: bad input (named); nothing half-written remains.
+    """
+    out = Path(out)
+    items = _items(Path(queries))
+    pool = [Item(path, 0, path.relative_to(normals).as_posix()) for path in find_images(normals)]
+    prompts = draw_prompts(Category("folder", category, "", tuple(pool), ()), shots, seed)
+    detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
+    detector.fit([item.image for item in prompts], category)
+    fitted = detector.categories[category]
+    if threshold is not None:
+        fitted.threshold, fitted.threshold_source = threshold, "given"
+    predictions = detector.predict(
+        [(item.name, item.image) for item in items],
+        category,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        progress=progress,
+    )
+    labels = {item.name: item.label for item in items if item.label is not None}
+    result = FolderScores(
+        predictions=predictions,
+        prompts=[item.name for item in prompts],
+        settings={
+            "model": model if isinstance(model, str) else "given detector",
+            "backbone": detector.backbone.name,
+            "category": category,
+            "shots": shots,
+            "seed": seed,
+            "threshold": fitted.threshold,
+            "threshold_source": fitted.threshold_source,
+            "environment": environment(),
+        },
+        metrics=_metrics(predictions, labels),
+        out=out,
+    )
+    _write(result, labels, [item.image for item in prompts])
+    return result
+
+
+def _items(queries: Path) -> list[Item]:
+    """The queries; label None where nobody said."""
+    if queries.is_dir():
+        labelled = read_labelled(queries)
+        if labelled is not None:
+            return labelled
+        return [Item(path, None, path.relative_to(queries).as_posix()) for path in find_images(queries)]
+    if not queries.exists():
+        raise InctrlError(f"no image or folder {queries}")
+    return [Item(queries, None, queries.name)]
+
+
+def _metrics(predictions: Predictions, labels: dict[str, int]) -> dict[str, Any] | None:
+    """Metrics over the labelled queries that are not prompts themselves."""
+    known = [p for p in predictions if p.name in labels and not p.is_prompt]
+    y = np.array([labels[p.name] for p in known])
+    if len(set(y.tolist())) < 2:
+        return None
+    scores = np.array([p.score for p in known])
+    interval = bootstrap_interval(y, scores)
+    counts = {"normal": int((y == 0).sum()), "anomalous": int((y == 1).sum())}
+    return image_metrics(y, scores) | {"auroc_interval": list(interval)} | counts
+
+
+def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) -> None:
+    """CSV, JSON, heat maps and report."""
+    out, predictions = result.out, result.predictions
+    frame = predictions.to_frame()
+    if labels:
+        frame.insert(2, "label", [labels.get(p.name) for p in predictions])
+    write_text(out / "scores.csv", frame.to_csv(index=False))
+    write_text(out / "scores.json", json.dumps(result.to_dict(), indent=2, default=str) + "\n")
+    for prediction in predictions:
+        path = (out / "heatmaps" / prediction.name).with_suffix(".png")
+        write_whole(path, lambda temporary, p=prediction: p.overlay().save(temporary))
+
+    ranked = sorted(predictions, key=lambda p: -p.score)
+    kind = {0: "labelled normal", 1: "labelled anomalous"}
+    cards = []
+    for prediction in ranked[:SHOWN]:
+        lines = [f"{term} {value:.3f}" for term, value in prediction.terms.items()]
+        if prediction.name in labels:
+            lines.insert(0, kind[labels[prediction.name]])
+        if prediction.is_prompt:
+            lines.insert(0, "is a normal prompt: the score means nothing")
+        mark = "" if prediction.is_anomalous is None else "bad" if prediction.is_anomalous else "good"
+        cards.append(prediction_card(prediction, [", ".join(lines)], mark))
+    cut = (
+        "" if len(ranked) <= SHOWN else f" The first {SHOWN} of {len(ranked)} are shown; scores.csv has all."
+    )
+    settings = result.settings
+    sections = [
+        Section(
+            "Setting", table=Table(("", ""), [(k, str(v)) for k, v in settings.items() if k != "environment"])
+        ),
+        Section(
+            "Images, most anomalous first",
+            MAP_NOTE
+            + cut
+            + (" Framed orange: above the threshold." if settings["threshold"] is not None else ""),
+            cards=cards,
+        ),
+    ]
+    if result.metrics:
+        low, high = result.metrics["auroc_interval"]
+        row = (
+            result.metrics["auroc"],
+            f"{low:.3f} to {high:.3f}",
+            result.metrics["ap"],
+            result.metrics["f1_max"],
+            result.metrics["normal"],
+            result.metrics["anomalous"],
+        )
+        columns = ("AUROC", "95 % interval", "AP", "F1-max", "normal images", "anomalous images")
+        sections.insert(1, Section("How well labels and scores agree", table=Table(columns, [row])))
+    if predictions.skipped:
+        sections.append(Section("Skipped", table=Table(("file", "reason"), predictions.skipped)))
+    sections.append(
+        Section(
+            "Normal prompts",
+            "What normal meant here.",
+            cards=[Card(n, load_image(p)) for p, n in zip(prompts, result.prompts, strict=True)],
+        )
+    )
+    lead = result.summary().splitlines()[0] + "."
+    write_report(out / "report.html", f"Anomaly scores: {settings['category']}", lead, sections)

@@ -1,0 +1,91 @@
+"""Figures. Every function returns a picture or a matplotlib Figure and leaves pyplot's state alone.
+
+Residual maps are drawn with `MAP_COLOURS`, which also readers who confuse red and green can tell apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAP_COLOURS = "inferno"
+MAP_LABEL = "patch residual (1 - cos) / 2"
+
+
+def visible_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The central square of a picture (width, height), which a backbone sees: left, top, right, bottom."""
+    width, height = size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def upsample_to_image(patch_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A patch map [h, w] at the size of its picture: [H, W], bilinear; NaN outside the central square.
+
+    Args:
+        size: (width, height) of the picture.
+    """
+    left, top, right, bottom = visible_box(size)
+    small = Image.fromarray(np.asarray(patch_map, np.float32))
+    large = np.full((size[1], size[0]), np.nan, np.float32)
+    large[top:bottom, left:right] = small.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    return large
+
+
+def colour_range(patch_map: np.ndarray) -> tuple[float, float]:
+    """Limits of the colour scale: from 0 to the largest residual, but at least to 0.25.
+
+    A map of small residuals then stays dark instead of being stretched until noise looks like a defect.
+    """
+    return 0.0, max(0.25, float(np.max(patch_map)))
+
+
+def overlay(
+    image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] | None = None
+) -> Image.Image:
+    """The picture in grey with its residual map laid over it; strong residuals hide more of the picture."""
+    import matplotlib
+
+    low, high = limits or colour_range(patch_map)
+    values = np.clip((upsample_to_image(patch_map, image.size) - low) / (high - low), 0, 1)
+    alpha = np.nan_to_num(0.15 + 0.65 * values)[..., None]
+    colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values))[..., :3]
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32) / 255
+    blended = grey * (1 - alpha) + colours * alpha
+    return Image.fromarray(np.round(255 * blended).astype(np.uint8))
+
+
+def score_figure(
+    image: Image.Image,
+    patch_map: np.ndarray,
+    score: float,
+    *,
+    title: str = "",
+    mask: np.ndarray | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Picture, residual map and overlay side by side; the outline of a known defect, if a mask is given."""
+    from matplotlib.figure import Figure
+
+    limits = limits or colour_range(patch_map)
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.imshow(image)
+    left.set_title(title or "query", fontsize=10)
+    drawn = middle.imshow(patch_map, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1])
+    middle.set_title(f"residual map {patch_map.shape[0]} x {patch_map.shape[1]}", fontsize=10)
+    right.imshow(overlay(image, patch_map, limits))
+    right.set_title(f"score {score:.3f}", fontsize=10)
+    for axes in (left, middle, right):
+        axes.set_axis_off()
+    if mask is not None and mask.any():
+        for axes in (left, right):
+            axes.contour(mask, levels=[0.5], colors="cyan", linewidths=1)
+    figure.colorbar(drawn, ax=right, shrink=0.85, label=MAP_LABEL)
+    return figure

@@ -153,6 +153,7 @@ def test_only_the_learned_part_learns(run, small_backbone):
     before = {name: value.clone() for name, value in small_backbone.state_dict().items()}
     start = new_model(small_backbone, CONFIG)
     model, _ = run()
+    assert not model.training
     assert not any(parameter.requires_grad for parameter in small_backbone.parameters())
     assert all(torch.equal(value, before[name]) for name, value in small_backbone.state_dict().items())
     for name, parameter in model.named_parameters():

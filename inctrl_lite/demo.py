@@ -115,7 +115,8 @@ def _examples(category: Category, prompts, predictions: list[Prediction], labels
     for said, i in chosen.items():
         defect = category.test[i].defect
         truth = "normal" if defect == "good" else defect
-        cards.append(prediction_card(predictions[i], [truth, said], "bad" if labels[i] else "good"))
+        mark = "bad" if labels[i] else "good"
+        cards.append(prediction_card(predictions[i], [said], mark, title=f"{category.name}: {truth}"))
     return cards
 
 
@@ -126,13 +127,7 @@ def _write(result: Demo, examples: dict[str, list[Card]]) -> None:
     sections = [Section("AUROC and AP by world", f"{BASELINE[0].upper()}{BASELINE[1:]} {MAP_NOTE}", table)]
     for world, cards in examples.items():
         about = WORLDS[world].about
-        sections.append(
-            Section(
-                world,
-                f"{about[0].upper()}{about[1:]}. {MAP_NOTE if world == next(iter(examples)) else ''}",
-                cards=cards,
-            )
-        )
+        sections.append(Section(world, f"{about[0].upper()}{about[1:]}.", cards=cards))
     sections.append(Section("By category", table=details))
     shots = result.table["shots"].iloc[0]
     lead = (

@@ -28,6 +28,7 @@ from inctrl_lite.device import pick_device
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.model import InCTRL, NormalPrompt, Scores
 from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.viz import colour_range, overlay, score_figure, upsample_to_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,7 @@ class Prediction:
         terms: what the score was made of: "holistic", "patch", "image", "text", each in [0, 1].
         patch_map: patch residuals in [0, 1] on the patch grid [h, w]: 0 looks like a normal patch. The
             model is not trained to outline defects; read it as a hint.
+        limits: residuals that are drawn darkest and brightest (see `viz.colour_range`).
         threshold: of the category, or None.
         is_prompt: the same pixels are among the normal prompts, so its score means nothing.
     """
@@ -60,6 +62,7 @@ class Prediction:
     score: float
     terms: dict[str, float]
     patch_map: np.ndarray
+    limits: tuple[float, float]
     threshold: float | None = None
     is_prompt: bool = False
 
@@ -77,21 +80,15 @@ class Prediction:
 
         The part that the backbone does not see (it looks at the central square) is NaN.
         """
-        from inctrl_lite.viz import upsample_to_image
-
         return upsample_to_image(self.patch_map, self.image().size)
 
     def overlay(self) -> Image:
         """The picture with the residual map laid over it."""
-        from inctrl_lite.viz import overlay
-
-        return overlay(self.image(), self.patch_map)
+        return overlay(self.image(), self.patch_map, self.limits)
 
     def figure(self) -> Figure:
         """Picture, residual map and overlay side by side."""
-        from inctrl_lite.viz import score_figure
-
-        return score_figure(self.image(), self.patch_map, self.score, title=self.name)
+        return score_figure(self.image(), self.patch_map, self.score, title=self.name, limits=self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but picture and map, ready for a table row or JSON."""
@@ -339,6 +336,7 @@ class AnomalyDetector:
         """
         category = self._category(category)
         fitted = self.categories[category]
+        limits = colour_range(tuple(fitted.prompt.spread.tolist()))
         for batch in batched(named_sources(images), batch_size):
             names, sources, pictures = [], [], []
             for name, source in batch:
@@ -363,6 +361,7 @@ class AnomalyDetector:
                     score=scores.final[i].item(),
                     terms={term: getattr(scores, term)[i].item() for term in TERMS},
                     patch_map=maps[i].copy(),
+                    limits=limits,
                     threshold=fitted.threshold,
                     is_prompt=fingerprint(picture) in fitted.fingerprints,
                 )

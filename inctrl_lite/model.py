@@ -7,6 +7,8 @@ D joint width.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,7 +234,8 @@ class InCTRL(
         elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
             raise InctrlError(f"no trained model {name!r}: neither a folder nor a Hub id (owner/name)")
         try:
-            return super().from_pretrained(name, strict=True, **kwargs).eval()
+            with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints
+                return super().from_pretrained(name, strict=True, **kwargs).eval()
         except InctrlError:
             raise
         except Exception as error:  # the Hub's client, JSON and safetensors raise of many kinds

@@ -58,13 +58,15 @@ class Section:
     cards: Sequence[Card] = field(default_factory=tuple)
 
 
-def prediction_card(prediction: Prediction, lines: Iterable[str] = (), mark: str = "") -> Card:
-    """The card of a prediction, with its own colour scale."""
+def prediction_card(
+    prediction: Prediction, lines: Iterable[str] = (), mark: str = "", title: str | None = None
+) -> Card:
+    """The card of a prediction, on the colour scale of its category."""
     image = prediction.image()
     return Card(
-        title=prediction.name,
+        title=title or prediction.name,
         picture=image,
-        overlay=overlay(image, prediction.patch_map),
+        overlay=overlay(image, prediction.patch_map, prediction.limits),
         lines=[f"score {prediction.score:.3f}", *lines],
         mark=mark,
     )
@@ -126,7 +128,7 @@ def _legend() -> str:
 
     ramp = matplotlib.colormaps[MAP_COLOURS](np.linspace(0, 1, 128))[None, :, :3]
     bar = Image.fromarray(np.round(255 * np.repeat(ramp, 12, 0)).astype(np.uint8))
-    label = f"{MAP_LABEL}: from 0 (dark) to the image's largest, at least 0.25 (bright)"
+    label = f"{MAP_LABEL}: dark as between normal images, bright 8 deviations above"
     return f'<p class="legend">{_picture(bar, "colour scale from dark to bright")} {escape(label)}</p>'
 
 
@@ -159,7 +161,7 @@ figure {{ margin: 0; padding: .6rem; background: var(--card); border: 2px solid 
 figure.good {{ border-color: var(--good); }}
 figure.bad {{ border-color: var(--bad); }}
 .pair {{ display: flex; gap: .4rem; }}
-.pair img {{ flex: 1 1 0; min-width: 0; width: 100%; height: auto; object-fit: contain; border-radius: 4px; }}
+.pair img {{ flex: 1 1 0; min-width: 0; width: 100%; max-width: calc(50% - .2rem); height: auto; object-fit: contain; border-radius: 4px; }}
 figcaption {{ font-size: .85rem; color: var(--soft); margin-top: .4rem; overflow-wrap: anywhere; }}
 figcaption b {{ color: var(--ink); font-weight: 600; }}
 </style>

@@ -38,21 +38,23 @@ def upsample_to_image(patch_map: np.ndarray, size: tuple[int, int]) -> np.ndarra
     return large
 
 
-def colour_range(patch_map: np.ndarray) -> tuple[float, float]:
-    """Limits of the colour scale: from 0 to the largest residual, but at least to 0.25.
+def colour_range(spread: tuple[float, float]) -> tuple[float, float]:
+    """Limits of the colour scale for a category: from what is usual among its normal prompts to far beyond.
 
-    A map of small residuals then stays dark instead of being stretched until noise looks like a defect.
+    Args:
+        spread: mean and deviation of the prompts' leave-one-out residual maps (`NormalPrompt.spread`).
+
+    Dark is then as unlike as normal images are to each other, bright is 8 deviations more.
     """
-    return 0.0, max(0.25, float(np.max(patch_map)))
+    mean, deviation = spread
+    return mean, mean + 8 * max(deviation, 0.005)
 
 
-def overlay(
-    image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] | None = None
-) -> Image.Image:
+def overlay(image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] = (0, 1)) -> Image.Image:
     """The picture in grey with its residual map laid over it; strong residuals hide more of the picture."""
     import matplotlib
 
-    low, high = limits or colour_range(patch_map)
+    low, high = limits
     values = np.clip((upsample_to_image(patch_map, image.size) - low) / (high - low), 0, 1)
     alpha = np.nan_to_num(0.15 + 0.65 * values)[..., None]
     colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values))[..., :3]
@@ -68,12 +70,11 @@ def score_figure(
     *,
     title: str = "",
     mask: np.ndarray | None = None,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float] = (0, 1),
 ) -> Figure:
     """Picture, residual map and overlay side by side; the outline of a known defect, if a mask is given."""
     from matplotlib.figure import Figure
 
-    limits = limits or colour_range(patch_map)
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(image)

@@ -93,7 +93,7 @@ def cover(distance: Array, softness: float = 0.025) -> Array:
     return 1 / (1 + np.exp(np.clip(2 * distance / softness, -50, 50)))
 
 
-def canvas(size: int, colour: Sequence[float]) -> Array:
+def canvas(size: int, colour: Array | Sequence[float]) -> Array:
     """A plain image [size, size, 3]."""
     return np.broadcast_to(np.asarray(colour, np.float64), (size, size, 3)).copy()
 

@@ -144,6 +144,7 @@ def train(
     On several GPUs: accelerate launch -m inctrl_lite train ...
     """
     from inctrl_lite.backbone import Backbone
+    from inctrl_lite.device import join_team
     from inctrl_lite.training import TrainConfig
     from inctrl_lite.training import train as train_model
 
@@ -158,6 +159,8 @@ def train(
     )
     frozen = Backbone.load(backbone, pretrained)
     _, history = train_model(_categories(data), frozen, config, out=out, device=device, progress=not quiet)
+    if not join_team(device).is_main:
+        return
     if json:
         _print_json({"model": str(out), "last": history[-1]})
     else:
@@ -179,19 +182,27 @@ def evaluate(
     import pandas as pd
 
     from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.device import join_team
+    from inctrl_lite.features import FeatureStore
     from inctrl_lite.training import evaluate as evaluate_model
 
     detector = AnomalyDetector.from_pretrained(model, device=device)
-    categories = _categories(data)
-    rows = pd.concat(
-        [
-            evaluate_model(
-                detector.model, detector.backbone, categories, shots=shots, seed=seed, progress=not quiet
-            )
-            for seed in range(seeds)
-        ],
-        ignore_index=True,
-    )
+    store, categories = FeatureStore(detector.backbone), _categories(data)
+    tables = [
+        evaluate_model(
+            detector.model,
+            detector.backbone,
+            categories,
+            shots=shots,
+            seed=seed,
+            store=store,
+            progress=not quiet,
+        )
+        for seed in range(seeds)
+    ]
+    if not join_team(device).is_main:
+        return
+    rows = pd.concat(tables, ignore_index=True)
     if out is not None:
         from inctrl_lite.files import write_text
 

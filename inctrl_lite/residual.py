@@ -6,6 +6,8 @@ one support set for the whole batch ([K, ...]: testing) or one per query ([B, K,
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,10 +67,15 @@ def leave_one_out_maps(prompt: Float[Tensor, "K L N C"]) -> Float[Tensor, "K N"]
     A single prompt has no others; its patches are then compared with the rest of the same image, which
     tells less.
     """
-    shots, blocks, patches, _ = prompt.shape
+    shots, _, patches, _ = prompt.shape
     if shots > 1:
-        others = [torch.cat([prompt[:k], prompt[k + 1 :]]) for k in range(shots)]
-        return torch.cat([patch_residual_map(prompt[k : k + 1], others[k]) for k in range(shots)])
+        tokens = F.normalize(prompt, dim=-1)
+        nearest = prompt.new_full(prompt.shape[:3], -1.0)
+        for i, j in combinations(range(shots), 2):  # one matrix of cosines serves both directions
+            cosines = tokens[i] @ tokens[j].transpose(-1, -2)
+            nearest[i] = torch.maximum(nearest[i], cosines.amax(-1))
+            nearest[j] = torch.maximum(nearest[j], cosines.amax(-2))
+        return ((1 - nearest) / 2).clamp(0, 1).mean(1)
     tokens = F.normalize(prompt[0], dim=-1)
     cosines = tokens @ tokens.transpose(-1, -2)
     itself = torch.eye(patches, dtype=torch.bool, device=prompt.device)

@@ -220,9 +220,9 @@ def crop_windows(
 
     native = size / SIZE
     zoom = torch.where(
-        (torch.rand(n, generator=generator) < 0.35) | whole, uniform(0.8, 1), uniform(0.75, 1.3) * native
+        (torch.rand(n, generator=generator) < 0.35) | whole, uniform(0.8, 1.0), uniform(0.75, 1.3) * native
     )
-    zoom = zoom if size < SIZE else uniform(0.75, 1)
+    zoom = zoom if size < SIZE else uniform(0.75, 1.0)
     patch = torch.multinomial(coverage.flatten(1) + 1e-4, 1, generator=generator)[:, 0]
     place = torch.stack([patch % GRID, patch // GRID], 1).add(0.5).mul(2 / GRID).sub(1)
     place = place + (torch.rand(n, 2, generator=generator) - 0.5) * zoom[:, None] * 1.2

@@ -1,0 +1,51 @@
+"""Text prompts, word for word."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inctrl_lite.prompts import text_prompts, text_prototype, text_prototypes
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "inctrl_seed101.npz"
+
+
+def test_the_ensemble_has_154_and_88_sentences_without_repetition():
+    normal, anomalous = text_prompts("metal_nut")
+    assert (len(set(normal)), len(set(anomalous))) == (154, 88)
+    assert all(sentence.endswith(".") and "metal nut" in sentence for sentence in normal + anomalous)
+    assert "a jpeg corrupted photo of the metal nut without defect." in normal
+    assert "a photo of a large metal nut with damage." in anomalous
+
+
+def test_natural_categories_have_one_sentence_each():
+    assert text_prompts("truck") == (
+        ["a photo of truck for anomaly detection."],
+        ["a photo without truck for anomaly detection."],
+    )
+
+
+def test_prototype_is_the_direction_of_the_mean_direction():
+    embeddings = torch.tensor([[5.0, 0.0], [0.0, 0.1]])  # lengths must not matter
+    torch.testing.assert_close(text_prototype(embeddings), torch.full((2,), 0.5**0.5))
+
+
+def test_prototypes_are_normal_first(small_backbone):
+    prototypes = text_prototypes(small_backbone, "cat")
+    normal = small_backbone.encode_text(["a photo of cat for anomaly detection."])[0]
+    torch.testing.assert_close(prototypes[0], normal / normal.norm())
+    torch.testing.assert_close(prototypes.norm(dim=-1), torch.ones(2))
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the public code's outputs (../shared/golden) are not here")
+def test_tokens_are_those_of_the_public_code():
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenize = SimpleTokenizer()
+    with np.load(GOLDEN) as golden:
+        for name in sorted(set(json.loads(bytes(golden["meta"]))["names"])):
+            for kind, sentences in zip(("normal", "anomaly"), text_prompts(name), strict=True):
+                theirs = golden[f"tokens/{name}/{kind}"].astype(np.int64).tolist()
+                assert sorted(tokenize(sentences).tolist()) == sorted(theirs), (name, kind)

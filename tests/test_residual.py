@@ -1,0 +1,57 @@
+"""Residuals with numbers a person can check."""
+
+import pytest
+import torch
+
+from inctrl_lite import residual
+from inctrl_lite.residual import layer_residual_maps, leave_one_out_maps, patch_residual_map, text_score
+
+
+def directions(*degrees: float) -> torch.Tensor:
+    """Unit vectors in the plane, scaled so that their length must not matter."""
+    angles = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    return 3.0 * torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def test_residual_is_half_of_one_minus_the_best_cosine():
+    query = directions(0, 60, 180).reshape(1, 1, 3, 2)
+    prompts = directions(0, 90).reshape(2, 1, 1, 2)  # two images of one patch
+    expected = [0.0, (1 - 3**0.5 / 2) / 2, 0.5]  # 60 degrees is 30 from the second prompt
+    torch.testing.assert_close(layer_residual_maps(query, prompts)[0, 0].tolist(), expected)
+
+
+def test_blocks_are_compared_with_themselves_and_averaged():
+    query = directions(0, 90).reshape(1, 2, 1, 2)  # block 1 at 0 degrees, block 2 at 90
+    prompt = directions(0, 0).reshape(1, 2, 1, 2)
+    assert patch_residual_map(query, prompt).item() == pytest.approx(0.25)  # mean of 0 and 1/2
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 40, 10**9])
+def test_pieces_give_the_same_maps(monkeypatch, per_query, limit):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(5, 2, 9, 4, generator=generator, dtype=torch.float64)
+    prompt = torch.randn(*([5] if per_query else []), 3, 2, 9, 4, generator=generator, dtype=torch.float64)
+    whole = layer_residual_maps(query, prompt)
+    monkeypatch.setattr(residual, "MAX_COSINES", limit)
+    torch.testing.assert_close(layer_residual_maps(query, prompt), whole, atol=1e-14, rtol=0)
+
+
+def test_leave_one_out_compares_each_prompt_with_the_others():
+    prompt = torch.randn(4, 2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for k in range(4):
+        others = prompt[[i for i in range(4) if i != k]]
+        torch.testing.assert_close(
+            leave_one_out_maps(prompt)[k], patch_residual_map(prompt[k : k + 1], others)[0]
+        )
+
+
+def test_a_lone_prompt_is_compared_with_its_other_patches():
+    prompt = directions(0, 60, 180).reshape(1, 1, 3, 2)
+    expected = [[0.25, 0.25, 0.75]]  # nearest others are 60, 60 and 120 degrees away
+    torch.testing.assert_close(leave_one_out_maps(prompt).tolist(), expected)
+
+
+def test_text_score_is_a_softmax_at_scale_100():
+    cosines = torch.tensor([[0.20, 0.21]], dtype=torch.float64)
+    assert text_score(cosines).item() == pytest.approx(1 / (1 + 2.718281828459045**-1))

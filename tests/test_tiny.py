@@ -1,0 +1,193 @@
+"""The tiny CLIP: its corpus, its pretraining, its weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from inctrl_lite import Backbone, InctrlError
+from inctrl_lite.backbone import TINY_FOLDER
+from inctrl_lite.prompts import ANOMALOUS_STATES
+from inctrl_lite.tiny import corpus, pretrain
+from inctrl_lite.tiny.pretrain import CompactVocabulary, Pretraining, Recipe
+
+SMALL = Recipe(triplets=24, held_out=4, crop_steps=2, crop_batch=3, whole_steps=2, whole_batch=2)
+
+
+# --- corpus ------------------------------------------------------------------------------------------
+
+
+def test_a_sample_depends_on_seed_and_number_alone():
+    first = corpus.draw_sample(3, 7)
+    corpus.draw_sample(3, 8)
+    again = corpus.draw_sample(3, 7)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.captions == again.captions
+    assert not np.array_equal(first.images, corpus.draw_sample(4, 7).images)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return [corpus.draw_sample(0, i) for i in range(60)]
+
+
+def test_samples_are_triplets_of_pictures_with_captions(samples):
+    for sample in samples:
+        assert sample.images.shape == (3, 120, 120, 3) and sample.images.dtype == np.uint8
+        assert len(sample.captions) == 3 and all(sample.captions)
+        assert sample.coverage.shape == (15, 15)
+        assert sample.other_thing == (sample.coverage.sum() == 0)
+
+
+def test_damaged_pictures_say_so(samples):
+    words = {
+        "defect",
+        "flaw",
+        "damage",
+        "damaged",
+        "defective",
+        "broken",
+        "abnormal",
+        *corpus.FAMILIES["defects"],
+    }
+    assert any("damaged" in state for state in ANOMALOUS_STATES)
+    for sample in samples:
+        if not sample.other_thing:
+            assert any(word in sample.captions[2] for word in words), sample.captions[2]
+
+
+def test_another_thing_is_of_another_class():
+    rng = np.random.default_rng(0)
+    a, b = corpus.sign(rng, "character 3"), corpus.sign(rng, "character 3")
+    other = corpus.sign(rng, "character 4")
+    ink = [thing.draw(np.random.default_rng(1)).thing for thing in (a, b, other)]
+    np.testing.assert_array_equal(ink[0], ink[1])  # one identity, one look from one camera
+    assert np.abs(ink[0] - ink[2]).max() > 0.5
+
+
+def test_no_digits_among_the_signs():
+    assert not any(character.isdigit() for character in corpus.LETTERS + corpus.SIGNS)
+
+
+def test_families_are_apart_from_the_worlds():
+    from inctrl_lite.data import worlds
+
+    for name in (worlds.AUXILIARY, *worlds.EVALUATION):
+        theirs = worlds.families(name)
+        for kind in ("objects", "textures"):
+            assert not corpus.FAMILIES[kind] & theirs[kind], (name, kind)
+    shared = [
+        bool(corpus.FAMILIES["defects"] & worlds.families(name)["defects"]) for name in worlds.EVALUATION
+    ]
+    assert sum(shared) <= len(shared) / 2
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+def test_compact_vocabulary_keeps_the_end_of_text_highest():
+    vocabulary = CompactVocabulary(["a red disc", "a blue ring"])
+    tokens = vocabulary(["a red zebra", "a disc"])
+    assert tokens.argmax(1).tolist() == [4, 3]  # start, a, red, zebra, end; start, a, disc, end
+    assert tokens[0, 3] == 1 and (tokens[0, 5:] == 0).all()  # unknown word; padding
+
+
+def test_expanded_table_gives_unseen_tokens_the_shared_row():
+    vocabulary = CompactVocabulary(["a red disc"])
+    rows = torch.arange(len(vocabulary) * 2.0).view(-1, 2)
+    table = vocabulary.expand(rows)
+    known = vocabulary.tokenize(["red"])[0, 1]
+    unseen = vocabulary.tokenize(["zebra"])[0, 1]
+    torch.testing.assert_close(table[known], rows[vocabulary.compact[known]])
+    torch.testing.assert_close(table[unseen], rows[1])
+
+
+# --- pretraining -------------------------------------------------------------------------------------
+
+
+def test_fully_whitened_patches_have_equal_variance():
+    torch.manual_seed(0)
+    clip = pretrain.build(48, 10)
+    smooth = torch.nn.functional.interpolate(torch.randn(40, 3, 12, 12), (48, 48), mode="bilinear")
+    images = smooth + 0.5 * torch.randn(40, 3, 48, 48)
+    pretrain.whiten_patch_embedding(clip, images, power=0.5)
+    with torch.no_grad():
+        embedded = clip.visual.conv1(images).flatten(2).transpose(1, 2).reshape(-1, pretrain.WIDTH)
+    variance = torch.linalg.eigvalsh(torch.cov(embedded.T))
+    assert variance.max() / variance.min() < 1.5  # raw patches: far over 100
+    raw = torch.nn.functional.unfold(images, 8, stride=8).transpose(1, 2).reshape(-1, 192)
+    raw_variance = torch.linalg.eigvalsh(torch.cov(raw.T))
+    assert raw_variance.max() / raw_variance.min() > 100
+
+
+def test_losses_prefer_the_right_pairs():
+    right, wrong = torch.eye(4), torch.eye(4).roll(1, 0)
+    no = torch.zeros(4, 4, dtype=torch.bool)
+    scale = torch.tensor(10.0)
+    assert pretrain.contrastive_loss(right, right, scale, no) < 0.01
+    assert pretrain.contrastive_loss(right, wrong, scale, no) > 5
+    assert pretrain.agreement_loss(right, right, no) < pretrain.agreement_loss(right, wrong, no)
+    everything_same = torch.ones(4, 4, dtype=torch.bool)
+    assert pretrain.contrastive_loss(right, wrong, scale, everything_same) == 0  # nothing left to confuse
+
+
+def test_residual_loss_wants_large_residuals_under_the_defect_only():
+    coverage = torch.tensor([[0.0, 1.0]])
+    affine = torch.tensor([20.0, -3.0])
+    good = pretrain.residual_loss(torch.zeros(1, 2), torch.tensor([[0.0, 0.5]]), coverage, affine)
+    bad = pretrain.residual_loss(torch.zeros(1, 2), torch.tensor([[0.5, 0.0]]), coverage, affine)
+    assert good < 0.1 < 2 < bad
+
+
+def test_cut_without_zoom_gives_the_picture_back():
+    images = torch.rand(2, 3, 120, 120)
+    whole = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
+    mean = torch.nn.functional.avg_pool2d(images, 2)
+    torch.testing.assert_close(pretrain.cut(images, whole, 60), mean, atol=1e-5, rtol=0)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    straight = Pretraining(tmp_path / "a", SMALL)
+    while straight.step_number < straight.total_steps:
+        terms = straight.step()
+    assert np.isfinite(terms["loss"])
+
+    for stop in (1, 3, 4):  # in the first phase, in the second, at the end
+        run = Pretraining(tmp_path / "b", SMALL)
+        while run.step_number < stop:
+            run.step()
+        run.save()
+    assert run.step_number == run.total_steps
+    for name, tensor in straight.clip.state_dict().items():
+        torch.testing.assert_close(run.clip.state_dict()[name], tensor, rtol=0, atol=0)
+    with pytest.raises(InctrlError, match="another recipe"):
+        Pretraining(tmp_path / "b", replace(SMALL, seed=1))
+
+
+def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
+    run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1))
+    run.step(), run.step()
+    run.clip.eval()
+    sentences = ["a photo of a damaged red disc.", "a flawless object"]
+    images = torch.randn(2, 3, 120, 120)
+    with torch.no_grad():
+        text, cls = run.clip.encode_text(run.vocabulary(sentences)), run.clip.encode_image(images)
+    run.export(tmp_path / "weights")
+    backbone = Backbone.load(f"local-dir:{tmp_path / 'weights'}")
+    torch.testing.assert_close(backbone.encode_text(sentences), text, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(backbone.encode_image(images).cls, cls, atol=5e-3, rtol=5e-3)
+
+
+# --- the shipped weights -----------------------------------------------------------------------------
+
+
+def test_the_embedded_weights_are_small_and_plain_open_clip():
+    sizes = [path.stat().st_size for path in TINY_FOLDER.iterdir()]
+    assert sum(sizes) < 12e6
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{TINY_FOLDER}")
+    assert model.visual.grid_size == (15, 15)
+    backbone = Backbone.load("tiny")
+    assert (backbone.num_patches, backbone.embed_dim, backbone.width) == (225, 128, 128)
+    assert backbone.taps == pretrain.TAPS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from inctrl_lite.errors import InctrlError
@@ -36,8 +37,8 @@ class World:
 WORLDS: dict[str, World] = {
     AUXILIARY: World(
         "industrial",
-        "the auxiliary set: 13 families of industrial things in 4 variants each",
-        frozenset({"tile", "leather", "metal mesh", "perforated sheet"}),
+        "the auxiliary set: 13 families of industrial things in 4 materials or colours each",
+        frozenset({"tile", "leather", "wire mesh", "perforated sheet"}),
     ),
     "unseen-industrial": World(
         "industrial", "products that the auxiliary set does not hold", frozenset({"carpet", "zipper tape"})
@@ -95,16 +96,15 @@ def families(name: str) -> dict[str, frozenset[str]]:
         raise InctrlError(f"no world {name!r}. There are: {', '.join(WORLDS)}")
     from inctrl_lite.data.worlds import industrial, semantic
 
-    objects, defects = frozenset(category for category, _ in _makers(name)), frozenset()
+    objects, defects = frozenset({"digit"}), frozenset()
     if name == AUXILIARY:
         objects = frozenset(industrial.FAMILIES)
-        defects = frozenset(industrial.OBJECT_DEFECTS + industrial.SURFACE_DEFECTS)
-    elif name in _FAULTY:
-        defects = frozenset(fault for _, faults in _FAULTY[name]().values() for fault in faults)
+    elif name in _PAINTED:
+        objects = frozenset(_PAINTED[name]())
     elif name.startswith("drawn"):
         objects = frozenset(semantic.THINGS)
-    else:
-        objects = frozenset({"digit"})
+    if name in _PAINTED:
+        defects = frozenset(fault for _, faults in _PAINTED[name]().values() for fault in faults)
     textures = WORLDS[name].textures
     return {"objects": objects - textures, "textures": textures, "defects": defects}
 
@@ -113,6 +113,9 @@ def families(name: str) -> dict[str, frozenset[str]]:
 
 # (category key, split, number, seed, anomalous) -> Item
 Maker = Callable[[str, str, int, int, bool], "Item"]
+# (rng, fault, odd) -> Picture: one specimen, the same for the same rng but for the fault
+Render = Callable[["Generator", "str | None", "Generator"], "Picture"]
+Painted = dict[str, tuple[Render, tuple[str, ...]]]  # category -> (renderer, faults)
 
 
 def stream(*parts: str | int) -> Generator:
@@ -130,11 +133,9 @@ def _item(key: str, split: str, number: int, image: np.ndarray, defect: str, mas
 
 
 def _makers(name: str) -> Iterator[tuple[str, Maker]]:
-    if name == AUXILIARY:
-        yield from _industrial_makers()
-    elif name in _FAULTY:
-        for category, (render, faults) in _FAULTY[name]().items():
-            yield category, _faulty_maker(render, faults)
+    if name in _PAINTED:
+        for category, (render, faults) in _PAINTED[name]().items():
+            yield category, _painted_maker(render, faults)
     elif name == "digits":
         for d in range(10):
             yield f"digit {d}", _digit_maker((d,))
@@ -150,65 +151,44 @@ def _makers(name: str) -> Iterator[tuple[str, Maker]]:
             yield "everyday thing", _thing_maker(tuple(t for t in THINGS if t not in VEHICLES))
 
 
-def _industrial_makers() -> Iterator[tuple[str, Maker]]:
-    from inctrl_lite.data.worlds.industrial import (
-        FAMILIES,
-        OBJECT_DEFECTS,
-        SURFACE_DEFECTS,
-        SURFACES,
-        VARIANTS,
-    )
-
-    for family, design in FAMILIES.items():
-        faults = SURFACE_DEFECTS if family in SURFACES else OBJECT_DEFECTS
-        for variant in range(VARIANTS):
-            draw = design(stream(AUXILIARY, family, variant))
-            yield f"{family} {'ABCD'[variant]}", _painted_maker(draw, faults)
-
-
-def _painted_maker(draw: Callable[[Generator], Picture], faults: tuple[str, ...]) -> Maker:
-    """Specimens with generic painted defects."""
+def _painted_maker(render: Render, faults: tuple[str, ...]) -> Maker:
+    """Specimens whose faults come in turn: generic defects are painted over, others the renderer draws."""
 
     def make(key: str, split: str, number: int, seed: int, anomalous: bool) -> Item:
-        from inctrl_lite.data.defects import changed, damage
+        import numpy as np
+
+        from inctrl_lite.data.defects import DEFECTS, changed
         from inctrl_lite.data.drawing import photograph
 
-        rng = stream(key, split, number, seed, int(anomalous))
-        picture = draw(rng)
+        parts = (key, split, number, seed, int(anomalous))
+        sound = render(stream(*parts), None, stream(*parts, "odd"))
         if not anomalous:
-            return _item(key, split, number, photograph(rng, picture.image), "good", None)
-        damaged, defect = damage(rng, picture, faults)
-        return _item(key, split, number, photograph(rng, damaged), defect, changed(picture.image, damaged))
+            return _item(key, split, number, photograph(stream(*parts, "lens"), sound.image), "good", None)
+        fault = faults[number % len(faults)]
+        for attempt in count():  # a fault may fall where it cannot be seen: then it falls elsewhere
+            odd = stream(*parts, "odd", attempt)
+            if fault in DEFECTS:
+                faulty = DEFECTS[fault](odd, sound)
+            else:
+                faulty = render(stream(*parts), fault, odd).image
+            before, after = np.clip(sound.image, 0, 1), np.clip(faulty, 0, 1)
+            if changed(before, after, 0.06).sum() >= 25:
+                image, mask = (
+                    photograph(stream(*parts, "lens"), faulty),
+                    _closed(changed(before, after, 0.04)),
+                )
+                return _item(key, split, number, image, fault, mask)
 
     return make
 
 
-def _faulty_maker(
-    render: Callable[[Generator, str | None, Generator], Picture], faults: tuple[str, ...]
-) -> Maker:
-    """Specimens whose faults are drawn by their own renderer, in turn."""
+def _closed(mask: np.ndarray) -> np.ndarray:
+    """The mask with gaps of up to six pixels filled: a fault in a texture is one region."""
+    import numpy as np
+    from PIL import Image, ImageFilter
 
-    def make(key: str, split: str, number: int, seed: int, anomalous: bool) -> Item:
-        from inctrl_lite.data.defects import changed
-        from inctrl_lite.data.drawing import photograph
-
-        def specimen(fault: str | None, attempt: int) -> np.ndarray:
-            rng = stream(key, split, number, seed, int(anomalous))
-            return render(rng, fault, stream(key, split, number, seed, "odd", attempt)).image
-
-        lens = stream(key, split, number, seed, int(anomalous), "photograph")
-        normal = specimen(None, 0)
-        if not anomalous:
-            return _item(key, split, number, photograph(lens, normal), "good", None)
-        fault, attempt = faults[number % len(faults)], 0
-        while True:  # a fault may fall where it cannot be seen: then it falls elsewhere
-            faulty = specimen(fault, attempt)
-            mask = changed(normal, faulty, 0.06)
-            if mask.sum() >= 25:
-                return _item(key, split, number, photograph(lens, faulty), fault, mask)
-            attempt += 1
-
-    return make
+    picture = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(picture.filter(ImageFilter.MaxFilter(7)).filter(ImageFilter.MinFilter(7))) > 0
 
 
 def _digit_maker(normal_digits: tuple[int, ...]) -> Maker:
@@ -247,7 +227,22 @@ def _thing_maker(normal_things: tuple[str, ...]) -> Maker:
     return make
 
 
-def _unseen():
+def _industrial() -> Painted:
+    import numpy as np
+
+    from inctrl_lite.data.worlds import industrial as aux
+
+    return {
+        f"{material} {noun}": (
+            family(stream(AUXILIARY, noun, material), np.array(aux.MATERIALS[material])),
+            (aux.SURFACE_DEFECTS if noun in aux.SURFACES else aux.OBJECT_DEFECTS) + faults,
+        )
+        for noun, (family, materials, faults) in aux.FAMILIES.items()
+        for material in materials
+    }
+
+
+def _unseen() -> Painted:
     from inctrl_lite.data.worlds import unseen
 
     return {
@@ -260,31 +255,32 @@ def _unseen():
     }
 
 
-def _solar():
+def _solar() -> Painted:
     from inctrl_lite.data.worlds import unseen
 
     return {"solar cell": (unseen.solar_cell, ("inactive area", "finger break", "dark crack"))}
 
 
-def _fabric():
+def _fabric() -> Painted:
     from inctrl_lite.data.worlds import unseen
 
     return {"fabric": (unseen.twill, ("broken yarn", "knot", "slack area"))}
 
 
-def _mri():
+def _mri() -> Painted:
     from inctrl_lite.data.worlds import medical
 
     return {"brain": (medical.mri, ("tumor", "ring lesion", "edema"))}
 
 
-def _ct():
+def _ct() -> Painted:
     from inctrl_lite.data.worlds import medical
 
     return {"head": (medical.ct, ("hemorrhage", "subdural", "intraventricular"))}
 
 
-_FAULTY = {
+_PAINTED: dict[str, Callable[[], Painted]] = {
+    AUXILIARY: _industrial,
     "unseen-industrial": _unseen,
     "solar": _solar,
     "fabric": _fabric,

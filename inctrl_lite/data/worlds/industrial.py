@@ -1,7 +1,9 @@
 """The auxiliary set: one domain, many categories. A dozen families of industrial things, each in variants.
 
-A family is a function (design) -> draw: `design` is a generator that decides what every specimen of the
-category shares (colours, proportions); `draw(rng)` gives one specimen.
+A family is a function (design, colour) -> render: `design` is a generator that decides what every specimen
+of the category shares (proportions, further colours), `colour` is that of its material.
+`render(rng, fault, odd)` gives one specimen. The same `rng` gives the same specimen with and without a
+fault, which draws what it needs from `odd`: so the difference of the two is the mask.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from numpy.random import Generator
 from inctrl_lite.data.defects import Picture
 from inctrl_lite.data.drawing import Array, box, canvas, cover, disc, grid, noise, paint, polygon, pose, shade
 
-Draw = Callable[[Generator], Picture]
+Render = Callable[[Generator, str | None, Generator], Picture]
+Family = Callable[[Generator, Array], Render]
 SIZE = 120
 METAL = {8: 0.1, 16: 0.4, 32: 0.8, 64: 0.8}
 
@@ -34,7 +37,7 @@ def tint(design: Generator, low: float = 0.05, high: float = 0.95) -> Array:
     return design.uniform(low, high, 3)
 
 
-def grey(design: Generator, low: float, high: float) -> Array:
+def neutral(design: Generator, low: float, high: float) -> Array:
     """A nearly neutral colour of the category."""
     return np.clip(design.uniform(low, high) + 0.03 * design.standard_normal(3), 0, 1)
 
@@ -54,276 +57,323 @@ def whole(image: Array) -> Picture:
     return Picture(image, np.ones(image.shape[:2]), canvas(len(image), image.mean((0, 1)) * 0.2))
 
 
-def bottle(design: Generator) -> Draw:
+def bottle(design: Generator, colour: Array) -> Render:
     """Bottle seen from above: concentric glass rings around a dark mouth."""
-    glass, ring, backdrop = tint(design, 0.1, 0.6), tint(design, 0.3, 0.8), grey(design, 0.85, 0.95)
-    outer, mouth = design.uniform(0.8, 0.92), design.uniform(0.45, 0.6)
+    ring, backdrop = tint(design, 0.3, 0.8), neutral(design, 0.85, 0.95)
+    outer, mouth = design.uniform(0.8, 0.92), design.uniform(0.42, 0.55)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, free=True)
         radius, background = np.hypot(x, y), canvas(SIZE, backdrop)
         body = cover(radius - outer)
-        image = paint(background, body, close(rng, glass))
+        image = paint(background, body, close(rng, colour))
         image = paint(image, cover(np.abs(radius - (outer + mouth) / 2) - 0.03), ring)
-        image = paint(image, cover(radius - mouth), glass * 0.35)
-        image = paint(image, cover(np.abs(radius - mouth) - 0.03), close(rng, ring + 0.1))
+        lip = np.hypot(x - odd.uniform(0.09, 0.18), y) if fault == "crooked mouth" else radius
+        image = paint(image, cover(lip - mouth), colour * 0.35)
+        image = paint(image, cover(np.abs(lip - mouth) - 0.03), close(rng, ring + 0.1))
         gx, gy = grid(SIZE)
-        image = paint(
-            image, 0.6 * cover(np.hypot(gx + 0.2, gy + 0.2) - 0.12, 0.15), np.clip(ring + 0.3, 0, 1)
-        )
-        return Picture(image, body, background)
+        glint = 0.6 * cover(np.hypot(gx + 0.2, gy + 0.2) - 0.12, 0.15)
+        return Picture(paint(image, glint, np.clip(ring + 0.3, 0, 1)), body, background)
 
-    return draw
+    return render
 
 
-def metal_nut(design: Generator) -> Draw:
+def nut(design: Generator, colour: Array) -> Render:
     """Nut with flat sides and a threaded bore."""
-    metal, sides, bore = grey(design, 0.4, 0.75), int(design.choice([4, 6, 8])), design.uniform(0.3, 0.5)
-    backdrop = contrast_to(design, metal)
+    sides, bore = int(design.choice([4, 6, 8])), design.uniform(0.3, 0.48)
+    backdrop = contrast_to(design, colour)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, free=True)
-        rim, radius = polygon(x, y, sides, 0.85 * math.cos(math.pi / sides) ** 0.5), np.hypot(x, y)
+        rim = polygon(x, y, sides, 0.85 * math.cos(math.pi / sides) ** 0.5)
+        radius = np.hypot(x - odd.uniform(0.07, 0.14), y) if fault == "off-centre bore" else np.hypot(x, y)
         body, background = cover(np.maximum(rim, bore - radius)), canvas(SIZE, backdrop)
-        image = paint(background, body, close(rng, metal) + 0.05 * noise(rng, SIZE, METAL)[..., None])
-        image = paint(image, cover(np.abs(radius - bore - 0.06) - 0.03) * body, np.clip(metal + 0.2, 0, 1))
-        image = paint(image, cover(np.abs(rim + 0.1) - 0.03) * body, metal * 0.65)
+        image = paint(background, body, close(rng, colour) + 0.05 * noise(rng, SIZE, METAL)[..., None])
+        image = paint(image, cover(np.abs(radius - bore - 0.06) - 0.03) * body, np.clip(colour + 0.2, 0, 1))
+        image = paint(image, cover(np.abs(rim + 0.1) - 0.03) * body, colour * 0.65)
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def capsule(design: Generator) -> Draw:
+def capsule(design: Generator, colour: Array) -> Render:
     """Two-coloured capsule with printed marks."""
-    left, right, print_ = tint(design), tint(design), grey(design, 0.85, 0.95)
-    length, thickness, marks = (
-        design.uniform(0.45, 0.6),
-        design.uniform(0.28, 0.38),
-        int(design.integers(2, 5)),
+    other, ink = (
+        tint(design),
+        neutral(design, 0.85, 0.95) if colour.mean() < 0.6 else neutral(design, 0.1, 0.2),
     )
-    backdrop = grey(design, 0.88, 0.95)
+    length, thickness = design.uniform(0.45, 0.6), design.uniform(0.28, 0.38)
+    marks, backdrop = int(design.integers(2, 5)), neutral(design, 0.88, 0.95)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, sway=0.1)
+        step = odd.uniform(0.06, 0.14) * odd.choice([-1, 1]) if fault == "misaligned halves" else 0.0
+        y = np.where(x < -0.05, y - step, y)
         body = cover(np.hypot(np.maximum(np.abs(x) - length, 0), y) - thickness)
         background = canvas(SIZE, backdrop)
-        image = paint(background, body, close(rng, right))
-        image = paint(image, body * cover(x + 0.05), close(rng, left))
+        image = paint(background, body, close(rng, other))
+        image = paint(image, body * cover(x + 0.05), close(rng, colour))
         for i in range(marks):
-            image = paint(image, cover(box(x + 0.55 - 0.13 * i, y, 0.035, 0.12)), print_)
+            slip, tall = (odd.uniform(-0.15, 0.15), 0.05) if fault == "faulty print" else (0.0, 0.12)
+            image = paint(image, cover(box(x + 0.55 - 0.13 * i, y - slip, 0.035, tall)), ink)
         image = paint(image, 0.6 * body * cover(box(x - 0.1, y + thickness / 2, 0.5, 0.03), 0.06), 1.0)
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def cable(design: Generator) -> Draw:
+def cable(design: Generator, colour: Array) -> Render:
     """Cross-section of a cable: coloured wires with copper cores in a sleeve."""
     wires = int(design.integers(2, 5))
-    colours = [tint(design, 0.1, 0.9) for _ in range(wires)]
-    sleeve, backdrop = grey(design, 0.7, 0.85), grey(design, 0.35, 0.6)
+    colours, backdrop = [tint(design, 0.1, 0.9) for _ in range(wires)], contrast_to(design, colour)
     size = {2: 0.4, 3: 0.36, 4: 0.31}[wires]
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, sway=0.15)
         body, background = cover(np.hypot(x, y) - 0.93), canvas(SIZE, backdrop)
-        image = paint(background, body, close(rng, sleeve))
-        for i, colour in enumerate(colours):
-            around = 2 * math.pi * i / wires - math.pi / 2
+        image = paint(background, body, close(rng, colour))
+        victim = int(odd.integers(wires))
+        for i, wire in enumerate(colours):
+            wire, around = close(rng, wire), 2 * math.pi * i / wires - math.pi / 2
+            if i == victim and fault == "missing wire":
+                continue
+            if i == victim and fault == "wrong wire":
+                wire = np.roll(wire, 1) if np.ptp(wire) > 0.3 else 1 - wire
             radius = np.hypot(x - 0.48 * math.cos(around), y - 0.48 * math.sin(around))
-            image = paint(image, cover(radius - size), close(rng, colour))
+            image = paint(image, cover(radius - size), wire)
             strands = 0.75 + 0.35 * np.sin(45 * x) * np.sin(45 * y)
-            image = paint(
-                image, cover(radius - 0.68 * size), np.array([0.72, 0.42, 0.22]) * strands[..., None]
-            )
+            copper = np.array([0.72, 0.42, 0.22]) * strands[..., None]
+            image = paint(image, cover(radius - 0.68 * size), copper)
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def screw(design: Generator) -> Draw:
+def screw(design: Generator, colour: Array) -> Render:
     """Screw lying on its side: head, thread and tip."""
-    metal, backdrop = grey(design, 0.3, 0.6), grey(design, 0.8, 0.92)
-    pitch, shaft, head = design.uniform(30, 50), design.uniform(0.1, 0.16), design.uniform(0.18, 0.3)
+    backdrop, pitch = contrast_to(design, colour), design.uniform(30, 50)
+    shaft, head = design.uniform(0.1, 0.16), design.uniform(0.18, 0.3)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, free=True)
-        threaded = x < 0.45
-        rod = np.maximum(
-            np.abs(y) - shaft - 0.03 * np.sin(pitch * x) * threaded, np.maximum(-x - 0.75, x - 0.6)
+        end = -odd.uniform(0.6, 0.85) if fault == "short tip" else -0.95
+        thread = cover(x - 0.45)
+        if fault == "stripped thread":
+            thread = thread * (1 - cover(np.abs(x - odd.uniform(-0.5, 0.2)) - odd.uniform(0.1, 0.25)))
+        winding = np.sin(pitch * x) * thread
+        rod = np.maximum(np.abs(y) - shaft - 0.03 * winding, np.maximum(end + 0.2 - x, x - 0.6))
+        tip = np.maximum(
+            np.abs(y) - shaft * np.clip((x - end) / 0.2, 0, 1), np.maximum(end - x, x - end - 0.25)
         )
-        tip = np.maximum(np.abs(y) - shaft * np.clip((x + 0.95) / 0.2, 0, 1), np.maximum(-x - 0.95, x + 0.7))
         cap = np.maximum(
             np.abs(y) - shaft - head * np.clip((x - 0.55) / 0.2, 0, 1), np.maximum(0.55 - x, x - 0.85)
         )
-        body, background = cover(np.minimum(np.minimum(rod, tip), cap)), canvas(SIZE, backdrop)
-        image = paint(background, body, close(rng, metal))
-        image = paint(image, body * threaded * 0.4, shade(canvas(SIZE, metal), 1 + np.sin(pitch * x + 2 * y)))
-        image = paint(image, 0.6 * body * cover(np.abs(y) - 0.03, 0.06), 0.95)
+        body, background = cover(np.min([rod, tip, cap], axis=0)), canvas(SIZE, backdrop)
+        image = paint(background, body, close(rng, colour))
+        image = paint(image, 0.4 * body * thread, shade(canvas(SIZE, colour), 1 + np.sin(pitch * x + 2 * y)))
+        image = paint(image, 0.5 * body * cover(np.abs(y) - 0.03, 0.06), np.clip(colour + 0.4, 0, 1))
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def tile(design: Generator) -> Draw:
+def tile(design: Generator, colour: Array) -> Render:
     """Speckled stone tile."""
-    light, dark, amount = grey(design, 0.6, 0.85), grey(design, 0.1, 0.35), design.uniform(0.0, 0.6)
+    dark, amount = colour * design.uniform(0.2, 0.5), design.uniform(-0.8, -0.2)
     grain = {8: design.uniform(0, 0.4), 16: 0.6, 32: 1.0, 64: 0.5}
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         spots = cover(amount - noise(rng, SIZE, grain), 0.5)
-        return whole(paint(canvas(SIZE, close(rng, light)), spots, dark))
+        return whole(paint(canvas(SIZE, close(rng, colour)), spots, dark))
 
-    return draw
+    return render
 
 
-def leather(design: Generator) -> Draw:
+def leather(design: Generator, colour: Array) -> Render:
     """Grained hide."""
-    colour, depth = tint(design, 0.1, 0.55), design.uniform(0.3, 0.5)
-    grain = {8: 0.2, 16: design.uniform(0.3, 0.6), 32: 1.0, 64: 0.2}
+    depth, grain = design.uniform(0.3, 0.5), {8: 0.2, 16: design.uniform(0.3, 0.6), 32: 1.0, 64: 0.2}
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         crease = cover(np.abs(noise(rng, SIZE, grain)) - 0.12, 0.25)
         image = shade(canvas(SIZE, close(rng, colour)), 1 - depth * crease)
         return whole(image + 0.02 * noise(rng, SIZE)[..., None])
 
-    return draw
+    return render
 
 
-def mesh(design: Generator) -> Draw:
+def mesh(design: Generator, colour: Array) -> Render:
     """Crossed wires over a plain ground."""
-    wire, ground = grey(design, 0.15, 0.35), grey(design, 0.7, 0.9)
-    pitch, angle, thick = design.uniform(3.2, 5), design.uniform(0, math.pi / 2), design.uniform(0.1, 0.17)
+    ground, pitch = contrast_to(design, colour), design.uniform(3.2, 5)
+    angle, thick = design.uniform(0, math.pi / 2), design.uniform(0.1, 0.17)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         shift = rng.uniform(-0.3, 0.3, 2)
         x, y = pose(*grid(SIZE), angle + 0.03 * rng.standard_normal(), 1.0, (shift[0], shift[1]))
-        u, v = np.mod(x * pitch, 1) - 0.5, np.mod(y * pitch, 1) - 0.5
-        wires = np.maximum(cover(np.abs(u) - thick, 0.08), cover(np.abs(v) - thick, 0.08))
+        upright = cover(np.abs(np.mod(x * pitch, 1) - 0.5) - thick, 0.08)
+        level = cover(np.abs(np.mod(y * pitch, 1) - 0.5) - thick, 0.08)
+        if fault == "broken wire":
+            gone = np.floor(x * pitch) == odd.integers(-2, 2)
+            upright = upright * (1 - gone * cover(np.abs(y - odd.uniform(-0.5, 0.5)) - odd.uniform(0.1, 0.5)))
         background = canvas(SIZE, ground)
-        return Picture(paint(background, wires, close(rng, wire)), np.ones((SIZE, SIZE)), background)
+        image = paint(background, np.maximum(upright, level), close(rng, colour))
+        return Picture(image, np.ones((SIZE, SIZE)), background)
 
-    return draw
+    return render
 
 
-def gasket(design: Generator) -> Draw:
+def gasket(design: Generator, colour: Array) -> Render:
     """Flat seal with bolt holes around a wide opening."""
-    rubber, holes = tint(design, 0.05, 0.5), int(design.integers(3, 9))
-    inner, backdrop = design.uniform(0.35, 0.5), grey(design, 0.75, 0.92)
+    holes, inner = int(design.integers(3, 9)), design.uniform(0.35, 0.5)
+    backdrop = contrast_to(design, colour)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, free=True)
         radius = np.hypot(x, y)
         distance = np.maximum(radius - 0.88, inner - radius)
         ring = (0.88 + inner) / 2
+        victim = int(odd.integers(holes))
         for i in range(holes):
+            if i == victim and fault == "missing bolt hole":
+                continue
             around = 2 * math.pi * i / holes
-            distance = np.maximum(
-                distance, 0.09 - np.hypot(x - ring * math.cos(around), y - ring * math.sin(around))
-            )
+            hole = np.hypot(x - ring * math.cos(around), y - ring * math.sin(around))
+            distance = np.maximum(distance, 0.09 - hole)
         body, background = cover(distance), canvas(SIZE, backdrop)
-        skin = close(rng, rubber) + 0.02 * noise(rng, SIZE, METAL)[..., None]
+        skin = close(rng, colour) + 0.02 * noise(rng, SIZE, METAL)[..., None]
         return Picture(paint(background, body, skin), body, background)
 
-    return draw
+    return render
 
 
-def label_plate(design: Generator) -> Draw:
+def label_plate(design: Generator, colour: Array) -> Render:
     """Rating plate: border, rivets and lines of print."""
-    plate, ink, lines = grey(design, 0.6, 0.85), tint(design, 0.0, 0.35), int(design.integers(3, 6))
-    tall, backdrop = design.uniform(0.5, 0.75), contrast_to(design, plate)
-    words = [design.uniform(0.2, 0.75, lines), design.uniform(-0.15, 0.15, lines)]
+    ink, lines = tint(design, 0.0, 0.35), int(design.integers(3, 6))
+    tall, backdrop = design.uniform(0.5, 0.75), contrast_to(design, colour)
+    reach, start = design.uniform(0.2, 0.55, lines), design.uniform(-0.15, 0.15, lines)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng)
         body, background = cover(box(x, y, 0.9, tall)), canvas(SIZE, backdrop)
         brushed = 0.03 * noise(rng, SIZE, {64: 1.0})
-        image = paint(background, body, close(rng, plate) + brushed[..., None])
+        image = paint(background, body, close(rng, colour) + brushed[..., None])
         image = paint(image, cover(np.abs(box(x, y, 0.82, tall - 0.08)) - 0.015) * body, ink)
+        victim, faded = int(odd.integers(lines)), odd.uniform(0.1, 0.4)
         for i in range(lines):
             row = (i + 0.5) / lines * 1.4 * tall - 0.7 * tall
-            text = cover(box(x - words[1][i], y - row, words[0][i], 0.045)) * (np.sin(38 * x + 9 * i) > -0.4)
-            image = paint(image, text, ink)
-        for cx in (-0.76, 0.76):
-            image = paint(image, cover(np.hypot(x - cx, y) - 0.05), plate * 0.6)
+            text = cover(box(x - start[i], y - row, reach[i], 0.045)) * (np.sin(38 * x + 9 * i) > -0.4)
+            image = paint(image, text * (faded if i == victim and fault == "faded print" else 1.0), ink)
+        for i, cx in enumerate((-0.76, 0.76)):
+            rivet = cover(np.hypot(x - cx, y) - 0.05)
+            image = paint(
+                image, rivet, backdrop if i == victim % 2 and fault == "missing rivet" else colour * 0.6
+            )
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def spring(design: Generator) -> Draw:
-    """Coil spring from the side."""
-    metal, coils = grey(design, 0.45, 0.75), design.uniform(5, 9)
-    wide, backdrop, wire = design.uniform(0.3, 0.5), grey(design, 0.08, 0.25), design.uniform(0.045, 0.07)
+def spring(design: Generator, colour: Array) -> Render:
+    """Coil spring from the side: bright strands in front, darker ones behind."""
+    coils, wide = design.uniform(2.6, 4.6), design.uniform(0.3, 0.5)
+    wire, backdrop = design.uniform(0.04, 0.055), contrast_to(design, colour)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, sway=0.25)
-        phase = coils * math.pi * (x + 0.9)
-        along = np.cos(phase) * coils * math.pi * wide
-        distance = np.maximum(
-            np.abs(y - wide * np.sin(phase)) / np.sqrt(1 + along**2) - wire, np.abs(x) - 0.88
-        )
-        body, background = cover(distance), canvas(SIZE, backdrop)
-        light = 0.75 + 0.35 * cover(np.abs(y + 0.3 * wide) - 0.12, 0.2)
-        return Picture(
-            paint(background, body, shade(canvas(SIZE, close(rng, metal)), light)), body, background
-        )
+        along, skin = x, close(rng, colour)
+        if fault == "stretched coil":
+            where, pull = odd.uniform(-0.5, 0.5), odd.uniform(0.08, 0.18)
+            along = x - pull * np.exp(-(((x - where) / 0.25) ** 2))
+        image = background = canvas(SIZE, backdrop)
+        body, slope = np.zeros((SIZE, SIZE)), 0.25 / (coils * wide)
+        for lean, light in ((-1, 0.55), (1, 1.0)):  # behind, then in front
+            across = (np.mod(coils * along - 0.5 - 0.25 * lean * (y / wide + 1), 1) - 0.5) / coils
+            across = across / math.hypot(1, slope)
+            strand = cover(np.maximum(np.abs(across) - wire, np.maximum(np.abs(y) - wide, np.abs(x) - 0.88)))
+            round_ = light * (1.15 - 0.5 * (across / wire) ** 2)
+            image = paint(image, strand, shade(canvas(SIZE, skin), np.clip(round_, 0.3, 1.2)))
+            body = np.maximum(body, strand)
+        return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def bearing(design: Generator) -> Draw:
+def bearing(design: Generator, colour: Array) -> Render:
     """Ball bearing: two rings and the balls between them."""
-    steel, balls, backdrop = grey(design, 0.55, 0.8), int(design.integers(7, 12)), tint(design, 0.1, 0.35)
-    cage = tint(design, 0.1, 0.4)
+    balls, backdrop, cage = int(design.integers(7, 12)), contrast_to(design, colour), tint(design, 0.1, 0.4)
+    steel = neutral(design, 0.7, 0.85)
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, free=True)
         radius, background = np.hypot(x, y), canvas(SIZE, backdrop)
         body = cover(np.maximum(radius - 0.9, 0.28 - radius))
-        image = paint(background, body, close(rng, steel))
+        image = paint(background, body, close(rng, colour))
         image = paint(image, cover(np.abs(radius - 0.6) - 0.15), cage)
+        victim = int(odd.integers(balls))
         for i in range(balls):
+            if i == victim and fault == "missing ball":
+                continue
             around = 2 * math.pi * i / balls
             local = np.hypot(x - 0.6 * math.cos(around), y - 0.6 * math.sin(around))
-            image = paint(image, cover(local - 0.115), np.clip(steel + 0.15 - local[..., None], 0, 1))
+            image = paint(image, cover(local - 0.115), np.clip(steel + 0.15 - 2 * local[..., None], 0, 1))
         return Picture(image, body, background)
 
-    return draw
+    return render
 
 
-def perforated_sheet(design: Generator) -> Draw:
+def perforated_sheet(design: Generator, colour: Array) -> Render:
     """Sheet metal with rows of punched holes."""
-    metal, dark, pitch = grey(design, 0.5, 0.75), grey(design, 0.03, 0.15), design.uniform(2.5, 4.5)
+    dark, pitch = neutral(design, 0.03, 0.12), design.uniform(2.5, 4.5)
     hole, stagger = design.uniform(0.22, 0.34), design.random() < 0.5
 
-    def draw(rng: Generator) -> Picture:
+    def render(rng: Generator, fault: str | None, odd: Generator) -> Picture:
         x, y = placed(rng, sway=0.02, shift=0.1)
         row = np.floor(y * pitch)
-        u = np.mod(x * pitch + (0.5 * (row % 2) if stagger else 0), 1) - 0.5
-        holes = cover(disc(u, np.mod(y * pitch, 1) - 0.5, hole), 0.1)
-        skin = close(rng, metal) + 0.04 * noise(rng, SIZE, METAL)[..., None]
-        background = canvas(SIZE, dark)
-        return Picture(paint(skin, holes, dark), np.ones((SIZE, SIZE)), background)
+        across = x * pitch + (0.5 * (row % 2) if stagger else 0)
+        holes = cover(disc(np.mod(across, 1) - 0.5, np.mod(y * pitch, 1) - 0.5, hole), 0.1)
+        if fault == "blocked hole":
+            blocked = (row == odd.integers(-2, 2)) & (np.floor(across) == odd.integers(-2, 2))
+            holes = holes * (1 - odd.uniform(0.5, 1.0) * blocked)
+        skin = close(rng, colour) + 0.04 * noise(rng, SIZE, METAL)[..., None]
+        return Picture(paint(skin, holes, dark), np.ones((SIZE, SIZE)), canvas(SIZE, dark))
 
-    return draw
+    return render
 
 
-FAMILIES: dict[str, Callable[[Generator], Draw]] = {
-    "bottle": bottle,
-    "metal nut": metal_nut,
-    "capsule": capsule,
-    "cable": cable,
-    "screw": screw,
-    "tile": tile,
-    "leather": leather,
-    "metal mesh": mesh,
-    "gasket": gasket,
-    "label plate": label_plate,
-    "spring": spring,
-    "ball bearing": bearing,
-    "perforated sheet": perforated_sheet,
+MATERIALS: dict[str, tuple[float, float, float]] = {
+    "beige": (0.8, 0.73, 0.6),
+    "black": (0.15, 0.15, 0.17),
+    "blue": (0.15, 0.27, 0.62),
+    "brass": (0.76, 0.62, 0.3),
+    "brown": (0.36, 0.21, 0.11),
+    "copper": (0.72, 0.44, 0.3),
+    "green": (0.13, 0.42, 0.24),
+    "grey": (0.55, 0.55, 0.57),
+    "red": (0.62, 0.14, 0.12),
+    "steel": (0.6, 0.62, 0.66),
+    "tan": (0.66, 0.49, 0.32),
+    "white": (0.88, 0.88, 0.86),
+    "yellow": (0.85, 0.7, 0.15),
 }
+METALS = ("steel", "brass", "copper", "black")
+
+# noun -> (family, materials: one category each, faults that only this family can have)
+FAMILIES: dict[str, tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
+    "bottle": (bottle, ("green", "brown", "blue", "grey"), ("crooked mouth",)),
+    "nut": (nut, METALS, ("off-centre bore",)),
+    "capsule": (capsule, ("red", "yellow", "blue", "white"), ("faulty print", "misaligned halves")),
+    "cable": (cable, ("white", "grey", "black", "beige"), ("missing wire", "wrong wire")),
+    "screw": (screw, METALS, ("short tip", "stripped thread")),
+    "tile": (tile, ("grey", "beige", "white", "tan"), ()),
+    "leather": (leather, ("brown", "tan", "red", "black"), ()),
+    "wire mesh": (mesh, METALS, ("broken wire",)),
+    "gasket": (gasket, ("black", "red", "green", "blue"), ("missing bolt hole",)),
+    "label plate": (label_plate, ("white", "yellow", "steel", "brass"), ("faded print", "missing rivet")),
+    "spring": (spring, METALS, ("stretched coil",)),
+    "ball bearing": (bearing, ("steel", "brass", "grey", "blue"), ("missing ball",)),
+    "perforated sheet": (perforated_sheet, ("steel", "brass", "copper", "white"), ("blocked hole",)),
+}
+SURFACES = frozenset({"tile", "leather", "wire mesh", "perforated sheet"})
+# Generic defects, painted over the finished drawing.
 OBJECT_DEFECTS = (
     "scratch",
     "crack",
@@ -336,5 +386,3 @@ OBJECT_DEFECTS = (
     "discoloration",
 )
 SURFACE_DEFECTS = ("scratch", "crack", "stain", "hole", "contamination", "thread", "discoloration", "speckle")
-SURFACES = frozenset({"tile", "leather", "metal mesh", "perforated sheet"})
-VARIANTS = 4

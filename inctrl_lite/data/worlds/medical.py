@@ -23,7 +23,7 @@ def _head(rng: Generator) -> tuple[Array, Array, Array]:
 def _ventricles(x: Array, y: Array, size: float) -> Array:
     """Mask of the two fluid-filled spaces."""
 
-    def side(sign: float) -> Array:
+    def side(sign: int) -> Array:
         return (
             np.hypot((x - sign * 0.13 * size + sign * 0.25 * y) / (0.07 * size), (y + 0.02) / (0.26 * size))
             - 1
@@ -37,7 +37,7 @@ def _lay(image: Array, mask: Array, level: Array | float) -> Array:
 
 
 def mri(rng: Generator, fault: str | None, odd: Generator) -> Picture:
-    """T2-like slice: bright fluid is dark here, white matter lighter than cortex."""
+    """T1-like slice: dark fluid, white matter lighter than cortex."""
     x, y, radius = _head(rng)
     level = np.full((SIZE, SIZE), 0.02)
     level = _lay(level, cover(radius - 1.0), 0.5 + 0.03 * rng.standard_normal())

@@ -41,7 +41,7 @@ def _union(*parts: Array) -> Array:
 # (x, y) -> signed distance
 THINGS: dict[str, Callable[[Array, Array], Array]] = {
     "house": lambda x, y: np.maximum(
-        _union(box(x, y - 0.3, 0.55, 0.45), _triangle(x, y, -0.85, -0.15, 0.8)), -box(x, y - 0.5, 0.13, 0.26)
+        _union(box(x, y - 0.3, 0.55, 0.45), _triangle(x, y, -0.85, -0.1, 0.8)), -box(x, y - 0.5, 0.13, 0.26)
     ),
     "tree": lambda x, y: _union(
         box(x, y - 0.65, 0.1, 0.3), _triangle(x, y, -0.9, 0.0, 0.5), _triangle(x, y, -0.4, 0.5, 0.7)

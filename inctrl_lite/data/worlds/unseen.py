@@ -87,12 +87,14 @@ def candle(rng: Generator, fault: str | None, odd: Generator) -> Picture:
 
 
 def cashew(rng: Generator, fault: str | None, odd: Generator) -> Picture:
-    """A curved nut on green."""
+    """A curved nut on green: an arc that is thick in the middle and round at both ends."""
     x, y = placed(rng, free=True)
     background = canvas(SIZE, (0.1, 0.3, 0.22))
-    radius, angle = np.hypot(x, y - 0.35), np.arctan2(y - 0.35, x)
-    taper = np.sqrt(np.maximum(1 - ((np.abs(angle) - math.pi / 2) / 2.2) ** 2, 0))
-    distance = np.where(y > 0.5, 0.1, np.abs(radius - 0.62) - 0.28 * taper)
+    radius, angle = np.hypot(x, y - 0.35), np.arctan2(0.35 - y, x)
+    nearest = np.clip(angle, 0.35, math.pi - 0.35)  # along the arc; the lower half belongs to the nearer end
+    nearest = np.where(angle < -math.pi / 2, math.pi - 0.35, nearest)
+    distance = np.hypot(x - 0.62 * np.cos(nearest), y - 0.35 + 0.62 * np.sin(nearest))
+    distance = distance - 0.2 - 0.1 * np.sin(nearest)
     if fault == "bite":
         around, size = odd.uniform(-2.4, -0.7), odd.uniform(0.12, 0.25)
         place = (0.85 * math.cos(around), 0.35 + 0.85 * math.sin(around))

@@ -173,11 +173,8 @@ def _painted_maker(render: Render, faults: tuple[str, ...]) -> Maker:
                 faulty = render(stream(*parts), fault, odd).image
             before, after = np.clip(sound.image, 0, 1), np.clip(faulty, 0, 1)
             if changed(before, after, 0.06).sum() >= 25:
-                image, mask = (
-                    photograph(stream(*parts, "lens"), faulty),
-                    _closed(changed(before, after, 0.04)),
-                )
-                return _item(key, split, number, image, fault, mask)
+                image = photograph(stream(*parts, "lens"), faulty)
+                return _item(key, split, number, image, fault, _closed(changed(before, after, 0.04)))
 
     return make
 

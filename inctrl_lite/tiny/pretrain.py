@@ -55,7 +55,7 @@ class Recipe:
     crop_steps: int = 7000
     crop_size: int = 48
     crop_batch: int = 20
-    whole_steps: int = 1200
+    whole_steps: int = 800
     whole_batch: int = 8
     learning_rate: float = 1e-3
     seed: int = 0

@@ -154,7 +154,8 @@ class LiteHead(nn.Module):
     `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
     about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
-    on the probabilities themselves.
+    on the probabilities themselves. In the final score, the largest relative residual stands where the
+    paper has the largest residual.
     """
 
     focal_on_logits = False
@@ -173,18 +174,13 @@ class LiteHead(nn.Module):
         ranks = torch.logspace(0, 1, self.RANKS, base=patch_map.shape[-1]).round().long() - 1
         mean, deviation = spread.unbind(-1)
         relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
+        # tenths of deviations stand well beside two scores in [0, 1]
         holistic_map = relative.clamp(-5, 15) / 10 + image[:, None] + text[:, None]
         holistic = self.holistic(holistic_map)
-        patch = ranked[:, 0]
-        return Scores(
-            (holistic + (relative[:, 0] / 4 - 1).sigmoid()) / 2,
-            holistic,
-            patch,
-            image,
-            text,
-            patch_map,
-            holistic_map,
-        )
+        # the largest of a normal image's residuals is about 4 deviations up: that maps to 1/2
+        surprise = (relative[:, 0] / 4 - 1).sigmoid()
+        final = (holistic + surprise) / 2
+        return Scores(final, holistic, ranked[:, 0], image, text, patch_map, holistic_map)
 
 
 HEADS: dict[str, type[nn.Module]] = {"paper": PaperHead, "lite": LiteHead}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,9 +14,14 @@ from inctrl_lite.errors import InctrlError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
-# A file of a few kilobytes can claim to hold gigapixels. Photographs stay below this; 100 million pixels
-# take 300 MB of memory.
-MAX_PIXELS = 100_000_000
+# Pillow reads many more, some by running other programs.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+
+# A file of a few kilobytes can claim to hold gigapixels. This is just below Pillow's own limit, at which it
+# only warns; so many pixels take 270 MB of memory.
+MAX_PIXELS = 89_000_000
+
+T = TypeVar("T")
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -59,7 +65,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return _decode(source, "the image", _to_rgb)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if type(source).__module__.partition(".")[0] == "torch":
@@ -70,6 +76,12 @@ def load_image(source: Any) -> Image.Image:
 
 
 def _from_file(path: Path) -> Image.Image:
+    with _open(path) as image:
+        return _decode(image, str(path), _to_rgb)
+
+
+def _open(path: Path) -> Image.Image:
+    """A file whose header is read and whose pixels are not."""
     if not path.exists():
         raise InctrlError(f"no image {path}")
     if path.is_dir():
@@ -77,37 +89,48 @@ def _from_file(path: Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise InctrlError(f"{path} is empty (0 bytes): fetch it again or remove it")
     try:
-        with Image.open(path) as image:
-            return _to_rgb(image, str(path))
+        return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise InctrlError(
             f"{path} is not an image that can be read: remove it or save it as PNG or JPEG"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InctrlError(f"{path} is refused: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, InctrlError):
-            raise
-        raise InctrlError(f"{path} is damaged or cut short ({error}): fetch it again or remove it") from error
+        raise InctrlError(f"{path} is refused: {error}. Make it smaller first") from error
+    except Exception as error:  # each decoder fails in its own way
+        raise InctrlError(f"{path} cannot be read ({error}): fetch it again or remove it") from error
 
 
-def _to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+def _decode(image: Image.Image, name: str, convert: Callable[[Image.Image], T]) -> T:
+    """`convert(image)`, which decodes the pixels, if there are not too many of them."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InctrlError(
             f"{name} claims {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted: "
             "make it smaller first"
         )
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, as PNG and TIFF store it
-        values = np.asarray(image).astype(np.int64)
-        top = 65535 if values.max(initial=0) <= 65535 else values.max()
-        image = Image.fromarray((np.clip(values, 0, top) * 255 // top).astype(np.uint8))
-    elif image.mode == "F":
+    try:
+        return convert(ImageOps.exif_transpose(image))
+    except InctrlError as error:
+        raise InctrlError(f"{name}: {error}") from error
+    except Exception as error:  # each decoder fails in its own way
+        raise InctrlError(
+            f"{name} cannot be decoded ({error}): it is damaged, cut short or unusual. Fetch it again, save "
+            "it as PNG or JPEG, or remove it"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow has several names for it
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise InctrlError(
+                f"its values reach from {values.min()} to {values.max()}: 8 or 16 bits are expected"
+            )
+        return _from_array(values.astype(np.uint16))
+    if image.mode == "F":
         return _from_array(np.asarray(image))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -135,7 +158,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise InctrlError(
             f"cannot take an array of {array.dtype} as an image: give uint8, uint16 or floats in [0, 1]"
         )
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    return _decode(Image.fromarray(np.ascontiguousarray(array)), "the array", _to_rgb)
 
 
 def _from_tensor(tensor: Any) -> Image.Image:
@@ -157,13 +180,19 @@ def load_mask(source: Path | np.ndarray, size: tuple[int, int]) -> np.ndarray:
         InctrlError: unreadable, or of another size than the image.
     """
     if isinstance(source, np.ndarray):
-        mask = source.astype(bool)
+        name, mask = "the mask", source.astype(bool)
     else:
-        mask = np.asarray(_from_file(Path(source)).convert("L")) > 0
+        name = f"the mask {source}"
+        with _open(Path(source)) as image:
+            mask = _decode(image, name, _not_black)
     if mask.shape != (size[1], size[0]):
-        named = "the mask" if isinstance(source, np.ndarray) else f"the mask {source}"
         raise InctrlError(
-            f"{named} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[0]} x {size[1]}: "
-            "they must match"
+            f"{name} has shape {mask.shape}, its image {size[1], size[0]} (height, width): they must match"
         )
     return mask
+
+
+def _not_black(image: Image.Image) -> np.ndarray:
+    if image.mode[0] in "IF":  # 8 bits would lose the 1 of a 16-bit label map
+        return np.asarray(image) != 0
+    return np.asarray(image.convert("RGBA"))[..., :3].any(axis=-1)

@@ -73,12 +73,12 @@ def test_here_has_a_name_too(bottle, monkeypatch):
 
 
 def test_labels_are_read_from_sub_folders_without_a_test_folder(tmp_path):
-    make(tmp_path / "photos", {"OK": ["a.png"], "dent/deep": ["b.png"], "normal": ["c.png"]})
+    make(tmp_path / "photos", {"OK": ["a.png"], "dent/deep": ["b.png"], "Good": ["c.png"]})
     items = read_labelled(tmp_path / "photos")
     assert [(i.name, i.label, i.defect) for i in items] == [
+        ("photos/Good/c.png", 0, "good"),
         ("photos/OK/a.png", 0, "good"),
         ("photos/dent/deep/b.png", 1, "dent"),
-        ("photos/normal/c.png", 0, "good"),
     ]
 
 

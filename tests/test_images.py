@@ -57,6 +57,10 @@ def test_arrays_and_tensors_of_the_same_picture_are_equal():
         np.testing.assert_array_equal(np.asarray(load_image(source)), expected)
 
 
+def test_floats_are_rounded_to_the_nearest():
+    assert np.asarray(load_image(np.array([[0.5, 0.2, 1.0005]])))[0, :, 0].tolist() == [128, 51, 255]
+
+
 def test_grey_is_repeated_over_the_channels():
     grey = colours()[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=2)
@@ -80,9 +84,9 @@ def test_32_bit_files_must_hold_something_that_makes_sense(tmp_path):
     assert load_image(small).getpixel((0, 0)) == WHITE
     half = tiff(tmp_path / "f.tif", Image.fromarray(np.full((2, 2), 0.2, np.float32)))
     assert load_image(half).getpixel((0, 0)) == (51, 51, 51)
-    with pytest.raises(InctrlError, match=r"big\.tif.*from 70000 to 70000"):
+    with pytest.raises(InctrlError, match=r"big\.tif: its values reach from 70000"):
         load_image(tiff(tmp_path / "big.tif", Image.fromarray(np.full((2, 2), 70000, np.int32))))
-    with pytest.raises(InctrlError, match=r"wide\.tif.*from 7 to 7.*\[0, 1\]"):
+    with pytest.raises(InctrlError, match=r"wide\.tif: .*from 7 to 7.*\[0, 1\]"):
         load_image(tiff(tmp_path / "wide.tif", Image.fromarray(np.full((2, 2), 7, np.float32))))
 
 
@@ -243,10 +247,11 @@ def test_folders_without_images_are_named(tmp_path):
         find_images(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_masks_are_whatever_is_not_black(tmp_path, dtype):
     values = np.zeros((3, 4), dtype)
-    values[1, 2], values[2, 0] = 1, 255  # 1 would vanish if 16 bits were cut to 8
+    values[1, 2], values[2, 0] = 1, 255  # scaled to 8 bits as a picture is, the 1 would vanish
+    values = values / 4 if dtype == np.float32 else values
     path = tiff(tmp_path / "m.tif", Image.fromarray(values))
     for source in (path, values):
         mask = load_mask(source, (4, 3))

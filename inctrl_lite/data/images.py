@@ -193,6 +193,6 @@ def load_mask(source: Path | np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _not_black(image: Image.Image) -> np.ndarray:
-    if image.mode[0] in "IF":  # 8 bits would lose the 1 of a 16-bit label map
+    if image.mode[0] in "IF":  # in 8 bits, small numbers would be black
         return np.asarray(image) != 0
     return np.asarray(image.convert("RGBA"))[..., :3].any(axis=-1)

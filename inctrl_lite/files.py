@@ -34,5 +34,6 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a UTF-8 text file, whole."""
-    return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a UTF-8 text file, whole. Bytes of a file's name that are no UTF-8 are spelled out."""
+    data = text.encode("utf-8", errors="backslashreplace")
+    return write_whole(path, lambda temporary: temporary.write_bytes(data))

@@ -50,7 +50,9 @@ def colour_range(spread: tuple[float, float]) -> tuple[float, float]:
     return mean, mean + 8 * max(deviation, 0.005)
 
 
-def overlay(image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] = (0, 1)) -> Image.Image:
+def overlay(
+    image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] = (0.0, 1.0)
+) -> Image.Image:
     """The picture in grey with its residual map laid over it; strong residuals hide more of the picture."""
     import matplotlib
 
@@ -70,7 +72,7 @@ def score_figure(
     *,
     title: str = "",
     mask: np.ndarray | None = None,
-    limits: tuple[float, float] = (0, 1),
+    limits: tuple[float, float] = (0.0, 1.0),
 ) -> Figure:
     """Picture, residual map and overlay side by side; the outline of a known defect, if a mask is given."""
     from matplotlib.figure import Figure
@@ -78,7 +80,7 @@ def score_figure(
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(image)
-    left.set_title(title or "query", fontsize=10)
+    left.set_title(title or "query", fontsize=10, parse_math=False)  # a file may be called a$b$.png
     drawn = middle.imshow(patch_map, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1])
     middle.set_title(f"residual map {patch_map.shape[0]} x {patch_map.shape[1]}", fontsize=10)
     right.imshow(overlay(image, patch_map, limits))

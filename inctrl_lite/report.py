@@ -42,7 +42,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; numbers are set right."""
+    """A table; numbers are set right. Columns without any name make a table without a head."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -90,9 +90,10 @@ def _section(section: Section) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in table.columns)
+    names = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in table.columns)
+    head = f"<thead><tr>{names}</tr></thead>" if any(table.columns) else ""
     rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:

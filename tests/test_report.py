@@ -157,6 +157,11 @@ def test_cells(written):
     assert text.count('<td class="number">') == 2  # the two numbers stand right
 
 
+def test_a_table_without_column_names_has_no_empty_head(written):
+    page, _ = written([Section("s", table=Table(("", ""), [("seed", "0")]))])
+    assert not page.all("th") and len(page.all("td")) == 2
+
+
 def test_a_predictions_card_is_on_its_categorys_scale():
     image, patch_map = picture(), np.array([[0.1, 0.2], [0.3, 0.1]])
     prediction = Prediction(image, "sub/a.png", "bottle", 0.51239, {}, patch_map, limits=(0.1, 0.3))

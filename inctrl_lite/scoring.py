@@ -99,8 +99,13 @@ def score_folder(
         InctrlError: bad input (named); nothing half-written remains.
     """
     out = Path(out)
-    items = _items(Path(queries))
-    pool = [Item(path, 0, path.relative_to(normals).as_posix()) for path in find_images(normals)]
+    drawn = (out / "heatmaps").resolve()  # by an earlier run, perhaps inside the folders that are read now
+    items = [item for item in _items(Path(queries)) if drawn not in item.image.resolve().parents]
+    pool = [
+        Item(path, 0, path.relative_to(normals).as_posix())
+        for path in find_images(normals)
+        if drawn not in path.resolve().parents
+    ]
     prompts = draw_prompts(Category("folder", category, "", tuple(pool), ()), shots, seed)
     detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
     detector.fit([item.image for item in prompts], category)
@@ -168,7 +173,7 @@ def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) ->
     write_text(out / "scores.csv", frame.to_csv(index=False))
     write_text(out / "scores.json", json.dumps(result.to_dict(), indent=2, default=str) + "\n")
     for prediction in predictions:
-        path = (out / "heatmaps" / prediction.name).with_suffix(".png")
+        path = out / "heatmaps" / f"{prediction.name}.png"  # with its suffix: a.jpg and a.png stay apart
         write_whole(path, lambda temporary, p=prediction: p.overlay().save(temporary))
 
     ranked = sorted(predictions, key=lambda p: -p.score)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from inctrl_lite import AnomalyDetector
+from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import draw_prompts
 from inctrl_lite.data.folders import load_folder
 from inctrl_lite.demo import METHODS
@@ -35,13 +37,23 @@ CATEGORIES = {  # folder -> words for the text prior
 SHOTS, SEEDS = 4, (0, 1, 2)
 
 
+def load(root: Path, folder: str) -> Category:
+    """A category; where it has no anomalies (a digit), the other categories' images are anomalous."""
+    category = load_folder(root / folder)[0]
+    if all(item.label == 0 for item in category.test):
+        others = [c for c in load_folder((root / folder).parent) if c.name != category.name]
+        odd = tuple(replace(item, label=1, defect=c.name) for c in others for item in c.test)
+        category = replace(category, test=category.test + odd)
+    return category
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     detector = AnomalyDetector.from_pretrained("tiny")
     rows = []
     for folder, words in CATEGORIES.items():
-        category = load_folder(Path(sys.argv[1]) / folder)[0]
+        category = load(Path(sys.argv[1]), folder)
         labels = [item.label for item in category.test]
         for seed in SEEDS:
             prompts = draw_prompts(category, SHOTS, seed)

@@ -93,7 +93,7 @@ def _table(table: Table) -> str:
     names = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in table.columns)
     head = f"<thead><tr>{names}</tr></thead>" if any(table.columns) else ""
     rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
-    return f'<div class="scroll" tabindex="0"><table>{head}<tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:

@@ -13,7 +13,7 @@ from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_prompts
 from inctrl_lite.data.folders import read_labelled
 from inctrl_lite.data.images import find_images, load_image
-from inctrl_lite.detector import AnomalyDetector, Predictions
+from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text, write_whole
@@ -177,30 +177,13 @@ def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) ->
         write_whole(path, lambda temporary, p=prediction: p.overlay().save(temporary))
 
     ranked = sorted(predictions, key=lambda p: -p.score)
-    kind = {0: "labelled normal", 1: "labelled anomalous"}
-    cards = []
-    for prediction in ranked[:SHOWN]:
-        lines = [f"{term} {value:.3f}" for term, value in prediction.terms.items()]
-        if prediction.name in labels:
-            lines.insert(0, kind[labels[prediction.name]])
-        if prediction.is_prompt:
-            lines.insert(0, "is a normal prompt: the score means nothing")
-        mark = "" if prediction.is_anomalous is None else "bad" if prediction.is_anomalous else "good"
-        cards.append(prediction_card(prediction, [", ".join(lines)], mark))
-    cut = (
-        "" if len(ranked) <= SHOWN else f" The first {SHOWN} of {len(ranked)} are shown; scores.csv has all."
-    )
-    settings = result.settings
+    cut = f" The first {SHOWN} of {len(ranked)} are shown; scores.csv has all." if len(ranked) > SHOWN else ""
     sections = [
-        Section(
-            "Setting", table=Table(("", ""), [(k, str(v)) for k, v in settings.items() if k != "environment"])
-        ),
+        Section("Setting", table=Table((), _setting_rows(result.settings))),
         Section(
             "Images, most anomalous first",
-            MAP_NOTE
-            + cut
-            + (" Framed orange: above the threshold." if settings["threshold"] is not None else ""),
-            cards=cards,
+            MAP_NOTE + cut,
+            cards=[_query_card(prediction, labels.get(prediction.name)) for prediction in ranked[:SHOWN]],
         ),
     ]
     if result.metrics:
@@ -225,4 +208,26 @@ def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) ->
         )
     )
     lead = result.summary().splitlines()[0] + "."
-    write_report(out / "report.html", f"Anomaly scores: {settings['category']}", lead, sections)
+    write_report(out / "report.html", f"Anomaly scores: {result.settings['category']}", lead, sections)
+
+
+def _setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings in words."""
+    threshold = settings["threshold"]
+    shown = "none" if threshold is None else f"{threshold:.3f}"
+    rows = {key: str(settings[key]) for key in ("model", "backbone", "category", "shots", "seed")}
+    return [*rows.items(), ("threshold", f"{shown} ({settings['threshold_source']})")]
+
+
+def _query_card(prediction: Prediction, label: int | None) -> Card:
+    """A query with its verdict, its label if it has one, and its terms."""
+    lines = []
+    if prediction.is_prompt:
+        lines.append("is a normal prompt: the score means nothing")
+    if prediction.is_anomalous is not None:
+        lines.append("above the threshold" if prediction.is_anomalous else "below the threshold")
+    if label is not None:
+        lines.append("labelled anomalous" if label else "labelled normal")
+    lines.append(", ".join(f"{term}\u00a0{value:.3f}" for term, value in prediction.terms.items()))
+    mark = {None: "", True: "bad", False: "good"}[prediction.is_anomalous]
+    return prediction_card(prediction, lines, mark)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import write_whole
 from inctrl_lite.residual import (
     image_residual,
     leave_one_out_maps,
@@ -238,6 +240,11 @@ class InCTRL(
             cause = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             where = "" if folder.is_dir() else ". Without a network, fetch it elsewhere and give its folder"
             raise InctrlError(f"the model {name!r} cannot be loaded ({cause}){where}") from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """The mixin's hook: weights appear whole or not at all."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_whole(save_directory / "model.safetensors", lambda path: path.write_bytes(save(tensors)))
 
     def forward(self, query: ImageFeatures, prompt: NormalPrompt, text: Float[Tensor, "*b 2 D"]) -> Scores:
         """Scores of B queries, each on its own: batch mates do not matter (in eval mode).

@@ -133,6 +133,21 @@ def test_saved_and_loaded_it_scores_the_same(model, text, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
+    InCTRL(D, N).save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(InctrlError, match="model.safetensors: No space left"):
+        InCTRL(D, N).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".model")]
+
+
 def test_the_backbone_is_saved_along(tmp_path):
     backbone = {"name": "tiny", "pretrained": None, "taps": [3, 4, 5]}
     InCTRL(D, N, "lite", backbone).save_pretrained(tmp_path)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -512,8 +513,6 @@ class Pretraining:
 
 def write_folder(folder: Path, state: dict[str, Tensor]) -> None:
     """An open_clip `local-dir:` folder."""
-    from safetensors.torch import save_file
-
     config = {
         "model_cfg": model_config(),
         "preprocess_cfg": {
@@ -524,7 +523,7 @@ def write_folder(folder: Path, state: dict[str, Tensor]) -> None:
         },
     }
     tensors = {k: v.detach().half().contiguous() for k, v in state.items() if k != "attn_mask"}
-    write_whole(folder / "open_clip_model.safetensors", lambda path: save_file(tensors, path))
+    write_whole(folder / "open_clip_model.safetensors", lambda path: path.write_bytes(save(tensors)))
     write_text(folder / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
 
 

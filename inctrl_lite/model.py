@@ -46,9 +46,14 @@ class NormalPrompt(NamedTuple):
     spread: Float[Tensor, "*b 2"]
 
     @classmethod
-    def of(cls, features: ImageFeatures) -> NormalPrompt:
-        """The prompt made of K encoded normal images."""
-        return cls(features.cls, features.patches, prompt_spread(features.patches))
+    def of(cls, features: ImageFeatures, spread: bool = True) -> NormalPrompt:
+        """The prompt made of K encoded normal images.
+
+        `spread=False` leaves the spread out (NaN): it costs time in training, and the paper's head does
+        not use it (`head.uses_spread`).
+        """
+        known = prompt_spread(features.patches) if spread else features.cls.new_full((2,), float("nan"))
+        return cls(features.cls, features.patches, known)
 
     @classmethod
     def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:
@@ -133,6 +138,7 @@ class PaperHead(nn.Module):
     """
 
     focal_on_logits = True  # the public code's double sigmoid
+    uses_spread = False
 
     def __init__(self, embed_dim: int, num_patches: int):
         super().__init__()
@@ -161,6 +167,7 @@ class LiteHead(nn.Module):
     """
 
     focal_on_logits = False
+    uses_spread = True
     RANKS = 32
 
     def __init__(self, embed_dim: int, num_patches: int):

@@ -167,7 +167,9 @@ def train(
             episodes = sample_batch(
                 categories, step, batch_size=config.batch_size, shots=config.shots, seed=config.seed
             )
-            query, prompt, text, labels = load_episodes(episodes[team.rank :: team.size], store, texts)
+            query, prompt, text, labels = load_episodes(
+                episodes[team.rank :: team.size], store, texts, spread=model.head.uses_spread
+            )
             scores = model(query, prompt, text)
             final, image = loss_of(scores.final, labels), loss_of(scores.image, labels)
 
@@ -218,14 +220,14 @@ def new_model(backbone: Backbone, config: TrainConfig) -> InCTRL:
 
 
 def load_episodes(
-    episodes: Sequence[Episode], store: FeatureStore, texts: Mapping[str, Tensor]
+    episodes: Sequence[Episode], store: FeatureStore, texts: Mapping[str, Tensor], spread: bool = True
 ) -> tuple[ImageFeatures, NormalPrompt, Float[Tensor, "B 2 D"], Float[Tensor, " B"]]:
     """What the model takes, and the labels. Every image of the batch is read once."""
     items = dict.fromkeys(item for e in episodes for item in (e.query, *e.prompt))
     row = {item: i for i, item in enumerate(items)}
     features = store.load(list(items))
     query = features[[row[e.query] for e in episodes]]
-    prompts = [NormalPrompt.of(features[[row[item] for item in e.prompt]]) for e in episodes]
+    prompts = [NormalPrompt.of(features[[row[item] for item in e.prompt]], spread) for e in episodes]
     text = torch.stack([texts[e.category.name] for e in episodes])
     labels = torch.tensor([float(e.query.label) for e in episodes], device=text.device)
     return query, NormalPrompt.stack(prompts), text, labels

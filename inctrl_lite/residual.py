@@ -33,22 +33,24 @@ def layer_residual_maps(
     [[[0.0, 0.5]]]
     """
     shared = prompt.ndim == 4
-    bank = F.normalize(prompt, dim=-1)
-    # permute, then flatten: a reshape alone would mix blocks and shots (the public code's batch defect)
-    bank = bank.permute(1, 0, 2, 3) if shared else bank.permute(0, 2, 1, 3, 4)
-    bank = bank.flatten(-3, -2)  # [L, K*M, C] or [B, L, K*M, C]
+    shots, patches = prompt.shape[-4], prompt.shape[-2]
     query = F.normalize(query, dim=-1)
-
     n = query.shape[2]
-    images = max(1, min(len(query), MAX_COSINES // (n * min(bank.shape[-2], n * 8))))
+    images = max(1, min(len(query), MAX_COSINES // (n * min(shots * patches, n * 8))))
     columns = max(1, MAX_COSINES // (images * n))
     maps = torch.empty(query.shape[:3], dtype=query.dtype, device=query.device)
-    for start in range(0, len(query), images):
-        rows = slice(start, start + images)
-        for block in range(query.shape[1]):
-            side = bank[block] if shared else bank[rows, block]
+    for block in range(query.shape[1]):
+        # select the block, then flatten shots and patches: a reshape of the whole would mix blocks and
+        # shots (the public code's batch defect)
+        bank = prompt[..., block, :, :].flatten(-3, -2)  # [K*M, C] or [B, K*M, C]
+        scale = 1 / bank.norm(dim=-1).clamp_min(1e-12)  # dividing cosines is cheaper than dividing tokens
+        for start in range(0, len(query), images):
+            rows = slice(start, start + images)
+            side, by = (bank, scale) if shared else (bank[rows], scale[rows])
+            parts = zip(side.split(columns, dim=-2), by.split(columns, dim=-1), strict=True)
             nearest = [
-                (query[rows, block] @ part.transpose(-1, -2)).amax(-1) for part in side.split(columns, dim=-2)
+                ((query[rows, block] @ part.transpose(-1, -2)) * one.unsqueeze(-2)).amax(-1)
+                for part, one in parts
             ]
             maps[rows, block] = torch.stack(nearest).amax(0)
     return ((1 - maps) / 2).clamp(0, 1)

@@ -136,7 +136,7 @@ def train_step(model, query, prompt, text, labels) -> Iterator[Term]:
     AdamW's first step is lr * sign(gradient). Where a gradient is rounding noise, so is the step: what
     comes after it is compared only where gradients are clearly not zero.
     """
-    noise = 1e-6 if text.dtype == torch.float32 else -1.0  # float64: compared everywhere
+    noise = 1e-6
     size = len(query)
     supports = [NormalPrompt.of(prompt[[(i + 3 * s) % size for s in (0, 1)]]) for i in range(size)]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

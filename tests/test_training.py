@@ -232,9 +232,10 @@ def train_and_score(backbone, categories, features, out) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # from Python 3.12 on, with threads around
-def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categories, tmp_path):
+def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categories, tmp_path, monkeypatch):
     from accelerate import debug_launcher
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # unset, accelerate sets it and warns
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     debug_launcher(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from jaxtyping import Float
@@ -125,9 +127,10 @@ class Backbone(nn.Module):
         location = f"local-dir:{TINY_FOLDER}" if name == TINY else name
         _check_exists(open_clip, location, pretrained)
         try:
-            clip, _, transform = open_clip.create_model_and_transforms(
-                location, pretrained=pretrained, device=device
-            )
+            with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+                clip, _, transform = open_clip.create_model_and_transforms(
+                    location, pretrained=pretrained, device=device
+                )
             tokenizer = open_clip.get_tokenizer(location)
         except Exception as error:  # open_clip raises whatever its loaders raise
             raise InctrlError(_advice(open_clip, name, pretrained, error)) from error
@@ -166,6 +169,8 @@ class Backbone(nn.Module):
 
 def _check_exists(open_clip, location: str, pretrained: str | None) -> None:
     """Raise the errors that are better said before open_clip tries."""
+    if pretrained and location.startswith(("local-dir:", "hf-hub:")):
+        raise InctrlError(f"{location} brings its own weights: leave out pretrained ({pretrained!r})")
     if location.startswith("local-dir:"):
         folder = Path(location.removeprefix("local-dir:"))
         config = folder / "open_clip_config.json"
@@ -211,6 +216,8 @@ def _suggest(wrong: str, right: Sequence[str]) -> str:
 def _advice(open_clip, name: str, pretrained: str | None, error: Exception) -> str:
     """What went wrong while loading, and what to do about it."""
     cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if isinstance(error, UnpicklingError):  # torch's own message advises to run the code
+        cause = "it is damaged, or a pickle that would run code when it is read"
     if pretrained and Path(pretrained).is_file():
         return (
             f"{pretrained} does not load into {name} ({cause}). Give the checkpoint of this very "
@@ -218,9 +225,10 @@ def _advice(open_clip, name: str, pretrained: str | None, error: Exception) -> s
         )
     if pretrained:
         config = open_clip.get_pretrained_cfg(name, pretrained)
-        source = config.get("hf_hub") or config.get("url") or "its source"
+        hub = config.get("hf_hub", "").strip("/")
+        source = f"open_clip_model.safetensors of {hub} (Hugging Face Hub)" if hub else config.get("url")
         return (
             f"the weights {pretrained!r} of {name} could not be fetched ({cause}). Without a network, fetch "
-            f"{source} elsewhere and give the file: Backbone.load({name!r}, 'open_clip_model.safetensors')"
+            f"{source} elsewhere and give the file's path in place of {pretrained!r}"
         )
     return f"backbone {name!r} could not be loaded ({cause})"

@@ -5,8 +5,10 @@ Nothing here unpickles objects: a file that holds more than tensors is refused.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -89,12 +91,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling and zip errors of many kinds
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own message advises to run the code
+        raise InctrlError(
+            f"{path} is refused: it is damaged, or a pickle that would run code when it is read. Only files "
+            "with nothing but tensors are taken"
+        ) from error
+    except Exception as error:  # zip and safetensors errors of many kinds
         cause = str(error).splitlines()[0][:200]
         raise InctrlError(
             f"{path} is not a checkpoint that can be read safely ({type(error).__name__}: {cause}). It is "
-            "damaged, or a pickle that would run code: such files are refused"
+            "damaged or no checkpoint"
         ) from error
     for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

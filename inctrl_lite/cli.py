@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -184,8 +185,11 @@ def evaluate(
     from inctrl_lite.detector import AnomalyDetector
     from inctrl_lite.device import join_team
     from inctrl_lite.features import FeatureStore
+    from inctrl_lite.files import check_writable, write_text
     from inctrl_lite.training import evaluate as evaluate_model
 
+    if out is not None:
+        check_writable(out.parent)
     detector = AnomalyDetector.from_pretrained(model, device=device)
     store, categories = FeatureStore(detector.backbone), _categories(data)
     tables = [
@@ -204,15 +208,13 @@ def evaluate(
         return
     rows = pd.concat(tables, ignore_index=True)
     if out is not None:
-        from inctrl_lite.files import write_text
-
         write_text(out, rows.to_csv(index=False))
     if json:
         _print_json(rows.to_dict("records"))
         return
     table = rows.groupby(["dataset", "category"], sort=False)[["auroc", "ap"]].agg(["mean", "std"])
     table.loc[("mean", ""), :] = table.mean()
-    print(table.map("{:.3f}".format).to_string())
+    print(table.to_string(float_format="{:.3f}".format, na_rep="-"))  # one draw has no deviation
 
 
 @app.command()
@@ -261,6 +263,7 @@ def _print_json(value) -> None:
 
 def main() -> None:
     """Run the command line; an `InctrlError` becomes one message and exit code 1."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except InctrlError as error:

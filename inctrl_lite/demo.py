@@ -14,7 +14,7 @@ from inctrl_lite.data.episodes import draw_prompts
 from inctrl_lite.data.images import load_image
 from inctrl_lite.data.worlds import EVALUATION, WORLDS, load_world
 from inctrl_lite.detector import AnomalyDetector, Prediction
-from inctrl_lite.files import write_text
+from inctrl_lite.files import check_writable, write_text
 from inctrl_lite.metrics import auroc, average_precision
 from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
 
@@ -73,6 +73,7 @@ def run_demo(
         worlds: which worlds.
         images: normal and as many anomalous test images a category.
     """
+    check_writable(out)
     detector = AnomalyDetector.from_pretrained("tiny", device=device)
     categories = [
         c for w in worlds for c in load_world(w, train=max(16, shots), normal=images, anomalous=images)

@@ -11,6 +11,20 @@ from pathlib import Path
 from inctrl_lite.errors import InctrlError
 
 
+def check_writable(folder: str | Path) -> None:
+    """Learn before a long computation, not after it, that its results could not be written. Makes nothing.
+
+    Raises:
+        InctrlError: `folder` is a file or below one, or the user may not write there.
+    """
+    folder = Path(folder).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InctrlError(f"cannot write to {folder}: {nearest} is a file. Choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InctrlError(f"cannot write to {folder}: {nearest} is read-only. Choose another folder")
+
+
 def write_whole(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 

@@ -16,7 +16,7 @@ from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.files import write_text, write_whole
+from inctrl_lite.files import check_writable, write_text, write_whole
 from inctrl_lite.metrics import bootstrap_interval, image_metrics
 from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
 
@@ -99,6 +99,9 @@ def score_folder(
         InctrlError: bad input (named); nothing half-written remains.
     """
     out = Path(out)
+    check_writable(out)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InctrlError(f"threshold {threshold}: scores lie in [0, 1], so choose one from there")
     drawn = (out / "heatmaps").resolve()  # by an earlier run, perhaps inside the folders that are read now
     items = [item for item in _items(Path(queries)) if drawn not in item.image.resolve().parents]
     pool = [
@@ -106,6 +109,11 @@ def score_folder(
         for path in find_images(normals)
         if drawn not in path.resolve().parents
     ]
+    if len(pool) < shots:
+        raise InctrlError(
+            f"{normals} holds {len(pool)} normal images, fewer than the {shots} asked for: add some, or ask "
+            "for fewer shots"
+        )
     prompts = draw_prompts(Category("folder", category, "", tuple(pool), ()), shots, seed)
     detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
     detector.fit([item.image for item in prompts], category)
@@ -119,6 +127,10 @@ def score_folder(
         skip_unreadable=skip_unreadable,
         progress=progress,
     )
+    if not predictions:
+        raise InctrlError(
+            f"none of the {len(items)} images in {queries} can be read. {predictions.skipped[0][1]}"
+        )
     labels = {item.name: item.label for item in items if item.label is not None}
     result = FolderScores(
         predictions=predictions,

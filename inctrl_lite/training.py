@@ -315,11 +315,13 @@ def load_checkpoint(
             f"{path} cannot be read ({type(error).__name__}): it is damaged, or no checkpoint of this "
             "package. Delete it, or start over with resume=False"
         ) from error
+    if not history:  # nothing is lost by starting over, perhaps with better settings
+        return []
     changed = [f"{key} {saved.get(key)!r}, now {run[key]!r}" for key in run if saved.get(key) != run[key]]
     if changed:
         raise InctrlError(
-            f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another folder, the same "
-            "settings, or start over with resume=False"
+            f"{out} holds a run with other settings ({'; '.join(changed)}). Choose another folder or the "
+            f"same settings, or delete {path} to start over (resume=False)"
         )
     if len(history) > steps:
         raise InctrlError(

@@ -100,7 +100,7 @@ def draw_prompts(category: Category, shots: int, seed: int = 0) -> tuple[Item, .
     if not 1 <= shots <= len(category.train):
         raise InctrlError(
             f"category {category.name!r} has {len(category.train)} normal images to draw prompts from: "
-            f"shots = {shots} is not possible"
+            f"shots = {shots} is not possible, choose from 1 to {len(category.train)}"
         )
 
     def lot(item: Item) -> bytes:

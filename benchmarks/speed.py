@@ -23,11 +23,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inctrl_lite.backbone import PAPER, Backbone, ImageFeatures
+from inctrl_lite.backbone import PAPER, Backbone
+from inctrl_lite.data.category import Category, Item
+from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.environment import environment
+from inctrl_lite.features import FeatureStore, encode_items
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import InCTRL, NormalPrompt
 from inctrl_lite.prompts import text_prompts, text_prototypes
+from inctrl_lite.training import load_episodes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -86,42 +90,38 @@ def scoring(backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, r
 
 
 def training_step(
-    backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, repeats: int = 3
+    backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, repeats: int = 5
 ) -> dict:
-    """Part 2: the same step, from features on disk and from images."""
-    images = torch.randn(batch * (1 + shots), 3, *backbone.image_size)
-    text = text_prototypes(backbone, "bottle")
-    labels = torch.arange(batch) % 2.0
+    """Part 2: the same step, from the feature store and with its images encoded in the step."""
+    rng = np.random.default_rng(0)
+    height, width = backbone.image_size
+    pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch * (2 + shots))]
+    items = [Item(picture, int(i < batch), f"noise/{i}") for i, picture in enumerate(pictures)]
+    category = Category("noise", "noise", "semantic", tuple(items[batch:]), tuple(items[:batch]))
+    texts = {"noise": text_prototypes(backbone, "noise")}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    episodes = sample_batch([category], 0, batch_size=batch, shots=shots)
+    used = list(dict.fromkeys(item for e in episodes for item in (e.query, *e.prompt)))
     model.train()
 
-    def step(features: ImageFeatures) -> None:
-        query, prompts = features[:batch], features[batch:]
-        support = NormalPrompt.stack(
-            [
-                NormalPrompt.of(prompts[i * shots : (i + 1) * shots], model.head.uses_spread)
-                for i in range(batch)
-            ]
-        )
-        scores = model(query, support, text)
+    def step(store) -> None:
+        query, prompt, text, labels = load_episodes(episodes, store, texts, model.head.uses_spread)
+        scores = model(query, prompt, text)
         loss = focal_loss(scores.final, labels) + focal_loss(scores.image, labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
 
+    class NoStore:
+        load = staticmethod(lambda items: encode_items(backbone, items))
+
     with tempfile.TemporaryDirectory() as folder:
-        encoded = backbone.encode_image(images)
-        np.save(f"{folder}/cls.npy", encoded.cls.half().numpy())
-        np.save(f"{folder}/patches.npy", encoded.patches.half().numpy())
-
-        def stored() -> None:
-            parts = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("cls", "patches"))
-            step(ImageFeatures(*(torch.from_numpy(np.array(part)).float() for part in parts)))
-
-        result = paired(lambda: step(backbone.encode_image(images)), stored, repeats)
+        store = FeatureStore(backbone, folder)
+        store.encode(used, batch_size=batch, progress=False)
+        result = paired(lambda: step(NoStore), lambda: step(store), repeats)
     model.eval()
     return {
-        "setting": f"{backbone.name}, K = {shots}, batch {batch}",
+        "setting": f"{backbone.name}, K = {shots}, batch {batch}, {len(used)} images",
         "encoding in the step over stored features": result["ratio"],
         "seconds a step, stored": result["second_s"],
         "seconds a step, encoding": result["first_s"],

@@ -87,6 +87,8 @@ def join_team(device: str | torch.device = "auto") -> Team:
 
     Several are started by `accelerate launch -m inctrl_lite ...` or, in a notebook, by
     `accelerate.notebook_launcher`; each then gets a device of its own. "cpu" keeps all of them on the CPU.
+    Without GPUs `accelerate launch` starts a single process unless MPI is there; `torchrun
+    --nproc-per-node 2 -m inctrl_lite ...` starts as many as asked.
 
     Raises:
         InctrlError: no such device here.

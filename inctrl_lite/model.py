@@ -46,14 +46,9 @@ class NormalPrompt(NamedTuple):
     spread: Float[Tensor, "*b 2"]
 
     @classmethod
-    def of(cls, features: ImageFeatures, spread: bool = True) -> NormalPrompt:
-        """The prompt made of K encoded normal images.
-
-        `spread=False` leaves the spread out (NaN): it costs time in training, and the paper's head does
-        not use it (`head.uses_spread`).
-        """
-        known = prompt_spread(features.patches) if spread else features.cls.new_full((2,), float("nan"))
-        return cls(features.cls, features.patches, known)
+    def of(cls, features: ImageFeatures) -> NormalPrompt:
+        """The prompt made of K encoded normal images."""
+        return cls(features.cls, features.patches, prompt_spread(features.patches))
 
     @classmethod
     def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:

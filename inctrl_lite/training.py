@@ -37,7 +37,7 @@ from inctrl_lite.features import FeatureStore, encode_items
 from inctrl_lite.files import write_text, write_whole
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import image_metrics
-from inctrl_lite.model import InCTRL, NormalPrompt, Scores
+from inctrl_lite.model import InCTRL, NormalPrompt, Scores, prompt_spread
 from inctrl_lite.prompts import text_prototypes
 
 CHECKPOINT, HISTORY = "checkpoint.pt", "history.jsonl"
@@ -227,10 +227,25 @@ def load_episodes(
     row = {item: i for i, item in enumerate(items)}
     features = store.load(list(items))
     query = features[[row[e.query] for e in episodes]]
-    prompts = [NormalPrompt.of(features[[row[item] for item in e.prompt]], spread) for e in episodes]
+    prompt = gather_prompts(features, [[row[item] for item in e.prompt] for e in episodes], spread)
     text = torch.stack([texts[e.category.name] for e in episodes])
     labels = torch.tensor([float(e.query.label) for e in episodes], device=text.device)
-    return query, NormalPrompt.stack(prompts), text, labels
+    return query, prompt, text, labels
+
+
+def gather_prompts(features: ImageFeatures, rows: list[list[int]], spread: bool) -> NormalPrompt:
+    """One prompt per query, from rows of a batch's features.
+
+    One copy, with the block as the outermost axis in memory: residual maps then take each block as it
+    lies, without another.
+    """
+    index = torch.tensor(rows)
+    patches = features.patches.transpose(0, 1)[:, index].permute(1, 2, 0, 3, 4)
+    if spread:
+        spreads = torch.stack([prompt_spread(one) for one in patches])
+    else:
+        spreads = patches.new_full((len(rows), 2), float("nan"))
+    return NormalPrompt(features.cls[index], patches, spreads)
 
 
 def not_a_number(step: int, loss: float, norm: float, config: TrainConfig, out: str | Path | None) -> str:

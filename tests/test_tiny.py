@@ -128,7 +128,10 @@ def test_losses_prefer_the_right_pairs():
     scale = torch.tensor(10.0)
     assert pretrain.contrastive_loss(right, right, scale, no) < 0.01
     assert pretrain.contrastive_loss(right, wrong, scale, no) > 5
-    assert pretrain.agreement_loss(right, right, no) < pretrain.agreement_loss(right, wrong, no)
+    others = torch.cat([~torch.eye(4, dtype=torch.bool), no], 1)
+    assert pretrain.identity_loss(right, right, wrong, others) < 0.01
+    assert pretrain.identity_loss(right, wrong, right, others) > 5
+    assert pretrain.identity_loss(right, wrong, right, torch.zeros_like(others)) == 0  # nothing to confuse
     everything_same = torch.ones(4, 4, dtype=torch.bool)
     assert pretrain.contrastive_loss(right, wrong, scale, everything_same) == 0  # nothing left to confuse
 

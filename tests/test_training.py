@@ -10,11 +10,21 @@ import torch
 from conftest import draw_category
 
 from inctrl_lite import training
+from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.data.episodes import draw_prompts
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.features import FeatureStore
-from inctrl_lite.model import InCTRL
-from inctrl_lite.training import CHECKPOINT, HISTORY, TrainConfig, evaluate, new_model, score_items, train
+from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.training import (
+    CHECKPOINT,
+    HISTORY,
+    TrainConfig,
+    evaluate,
+    gather_prompts,
+    new_model,
+    score_items,
+    train,
+)
 
 CONFIG = TrainConfig(head="lite", shots=2, epochs=5, steps_per_epoch=2, batch_size=8)
 PAPER = TrainConfig(head="paper", shots=2, epochs=5, steps_per_epoch=2, batch_size=8)
@@ -262,3 +272,16 @@ def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categor
     one = torch.load(tmp_path / "one" / "0.pt", weights_only=True)["model"]
     for name, value in one.items():
         np.testing.assert_allclose(value, ranks[0]["model"][name], atol=1e-5, err_msg=name)
+
+
+def test_gathered_prompts_are_those_of_each_query():
+    torch.manual_seed(0)
+    features = ImageFeatures(torch.randn(6, 5), torch.randn(6, 2, 4, 3))
+    rows = [[4, 1], [0, 5], [1, 2]]
+    gathered = gather_prompts(features, rows, spread=True)
+    for one, expected in zip(
+        zip(*gathered, strict=True), (NormalPrompt.of(features[r]) for r in rows), strict=True
+    ):
+        for mine, theirs in zip(one, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert gather_prompts(features, rows, spread=False).spread.isnan().all()

@@ -87,15 +87,20 @@ class Sample:
         captions: one a picture.
         coverage: share of each patch that the defect changed [15, 15], in [0, 1]; all zero when the odd
             one is another thing.
-        identity: class of the normal pictures.
-        other_thing: whether the odd one is another thing rather than a damaged one.
+        family: key of `FAMILY_SHARES`.
+        identities: class of the normal pictures and class of the odd one.
     """
 
     images: np.ndarray
     captions: tuple[str, str, str]
     coverage: np.ndarray
-    identity: str
-    other_thing: bool
+    family: str
+    identities: tuple[str, str]
+
+    @property
+    def other_thing(self) -> bool:
+        """Whether the odd one is another thing rather than a damaged one."""
+        return self.identities[0] != self.identities[1]
 
 
 # --- textures and shapes -----------------------------------------------------------------------------
@@ -347,8 +352,8 @@ def invented_strokes(rng: Generator) -> list[Array]:
     return strokes
 
 
-INVENTED_CHARACTERS = 600
-SILHOUETTES = 400
+INVENTED_CHARACTERS = 3000
+SILHOUETTES = 2000
 
 
 def sign(rng: Generator, identity: str | None = None) -> Thing:
@@ -374,10 +379,11 @@ def sign(rng: Generator, identity: str | None = None) -> Thing:
             rng.uniform(0.6, 0.95),
             tuple(rng.uniform(-0.1, 0.1, 2)),
         )
-        u, v = wobble(rng, u * rng.uniform(0.8, 1.25), v, rng.uniform(0.01, 0.06))
+        u = u * rng.uniform(0.75, 1.35) + rng.uniform(-0.25, 0.25) * v  # narrow or wide, upright or slanted
+        u, v = wobble(rng, u, v, rng.uniform(0.01, 0.06))
         if strokes:
             width = rng.uniform(0.06, 0.16)
-            jitter = [s + 0.05 * rng.standard_normal(s.shape) for s in strokes]
+            jitter = [s + 0.08 * rng.standard_normal(s.shape) for s in strokes]
             mask = np.max([cover(polyline(u, v, s) - width, 0.05) for s in jitter], axis=0)
         else:
             mask = look_up(printed(name, int(rng.integers(len(fonts())))), u, v)
@@ -428,12 +434,12 @@ def silhouette(rng: Generator, identity: str | None = None) -> Thing:
 
 
 FAMILY_SHARES: dict[str, tuple[float, Callable[..., Thing]]] = {
-    "shape": (0.2, shaped),
-    "parts": (0.2, lambda rng: shaped(rng, with_parts=True)),
-    "texture": (0.2, textured),
-    "organic": (0.12, organic),
-    "sign": (0.18, sign),
-    "silhouette": (0.1, silhouette),
+    "shape": (0.14, shaped),
+    "parts": (0.16, lambda rng: shaped(rng, with_parts=True)),
+    "texture": (0.16, textured),
+    "organic": (0.14, organic),
+    "sign": (0.24, sign),
+    "silhouette": (0.16, silhouette),
 }
 
 
@@ -481,10 +487,8 @@ def draw_sample(seed: int, index: int) -> Sample:
     family = str(rng.choice(list(FAMILY_SHARES), p=np.array(shares) / sum(shares)))
     thing = FAMILY_SHARES[family][1](rng)
     views = [thing.draw(rng).image, thing.draw(rng).image]
-    other_thing = family in ("sign", "silhouette") and rng.random() < 0.8
-    coverage = np.zeros((GRID, GRID))
-    if other_thing:
-        other = thing
+    coverage, other = np.zeros((GRID, GRID)), thing
+    if family in ("sign", "silhouette") and rng.random() < 0.8:
         while other.identity == thing.identity:
             other = FAMILY_SHARES[family][1](rng)
         views.append(other.draw(rng).image)
@@ -498,4 +502,4 @@ def draw_sample(seed: int, index: int) -> Sample:
         coverage = patches.mean((1, 3))
     images = np.stack([photograph(rng, view) for view in views])
     captions = (caption(rng, thing.noun), caption(rng, thing.noun), odd_caption)
-    return Sample(images, captions, coverage, thing.identity, other_thing)
+    return Sample(images, captions, coverage, family, (thing.identity, other.identity))

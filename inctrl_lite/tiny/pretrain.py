@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save
@@ -51,12 +51,12 @@ class Recipe:
         seed: of corpus, weights and batches.
     """
 
-    triplets: int = 10000
+    triplets: int = 16000
     held_out: int = 400
-    crop_steps: int = 7000
+    crop_steps: int = 10000
     crop_size: int = 48
-    crop_batch: int = 20
-    whole_steps: int = 800
+    crop_batch: int = 24
+    whole_steps: int = 1600
     whole_batch: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
@@ -72,8 +72,8 @@ class Corpus:
     images: np.ndarray
     coverage: np.ndarray
     captions: list[list[str]]
-    identities: np.ndarray
-    other_thing: np.ndarray
+    families: list[str]
+    identities: list[list[str]]
 
 
 def _draw_part(folder: str, start: int, stop: int, seed: int) -> list[tuple]:
@@ -84,7 +84,7 @@ def _draw_part(folder: str, start: int, stop: int, seed: int) -> list[tuple]:
     for i in range(start, stop):
         sample = draw_sample(seed, i)
         images[i], coverage[i] = sample.images, sample.coverage
-        rest.append((sample.captions, sample.identity, sample.other_thing))
+        rest.append((sample.captions, sample.family, sample.identities))
     return rest
 
 
@@ -103,12 +103,12 @@ def load_corpus(folder: Path, recipe: Recipe, part: int = 250) -> Corpus:
             ]
             rest = [row for job in jobs for row in job.result()]
         write_text(texts, json.dumps(rest))
-    captions, identities, other = zip(*json.loads(texts.read_text()), strict=True)
+    captions, families, identities = map(list, zip(*json.loads(texts.read_text()), strict=True))
     images = np.load(folder / "images.npy", mmap_mode="r")
     if len(images) != n:
         raise InctrlError(f"{folder} holds a corpus of {len(images)} triplets, not {n}: choose another --out")
     coverage = np.load(folder / "coverage.npy").astype(np.float32)
-    return Corpus(images, coverage, list(captions), np.array(identities), np.array(other))
+    return Corpus(images, coverage, captions, families, identities)
 
 
 # --- words -------------------------------------------------------------------------------------------
@@ -256,8 +256,9 @@ def contrastive_loss(
 
     Pairs with the very same caption do not count as wrong.
     """
-    logits = (scale * image @ text.T).masked_fill(same_text & ~torch.eye(len(image), dtype=torch.bool), -1e4)
-    target = torch.arange(len(image))
+    own = torch.eye(len(image), dtype=torch.bool, device=image.device)
+    logits = (scale * image @ text.T).masked_fill(same_text & ~own, -1e4)
+    target = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -276,13 +277,25 @@ def state_loss(
     ) / 2
 
 
-def agreement_loss(
-    a: Float[Tensor, "n D"], b: Float[Tensor, "n D"], same_identity: Tensor
+def identity_loss(
+    a: Float[Tensor, "n D"],
+    b: Float[Tensor, "n D"],
+    odd: Float[Tensor, "n D"],
+    wrong: Bool[Tensor, "n m"],
+    temperature: float = 16.0,
 ) -> Float[Tensor, ""]:
-    """Two pictures of one thing find each other among the batch; others of its kind are left out."""
-    logits = (10 * a @ b.T).masked_fill(same_identity & ~torch.eye(len(a), dtype=torch.bool), -1e4)
-    target = torch.arange(len(a))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    """Two pictures of one thing find each other among the batch's others and the odd ones.
+
+    `wrong` [n, 2 n] says which of (all b, all odd) are wrong answers for each thing: only those of its own
+    family, since telling a letter from a brick wall teaches nothing.
+    """
+    right = torch.eye(len(a), 2 * len(a), dtype=torch.bool, device=a.device)
+    target = torch.arange(len(a), device=a.device)
+    total = 0.0
+    for x, y in ((a, b), (b, a)):
+        logits = (temperature * x @ torch.cat([y, odd]).T).masked_fill(~(wrong | right), -1e4)
+        total = total + F.cross_entropy(logits, target) / 2
+    return total
 
 
 def patch_residuals(
@@ -321,9 +334,12 @@ class Objective(nn.Module):
         self.referee = nn.Sequential(nn.Linear(JOINT, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(
-        self, clip: CLIP, images: Tensor, tokens: Tensor, coverage: Tensor, other: Tensor, identity: Tensor
+        self, clip: CLIP, images: Tensor, tokens: Tensor, coverage: Tensor, family: Tensor, identity: Tensor
     ):
-        """Total loss and terms: images [3, n, 3, s, s], tokens [2, n, T] of the first and third picture."""
+        """Total loss and terms: images [3, n, 3, s, s], tokens [2, n, T] of the first and third picture.
+
+        `family` [n] and `identity` [n, 2] are numbers, as the corpus counts them.
+        """
         n = images.shape[1]
         out = clip.visual.forward_intermediates(
             images.flatten(0, 1),
@@ -335,8 +351,19 @@ class Objective(nn.Module):
         text = F.normalize(clip.encode_text(tokens.flatten(0, 1)).float(), dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
         same_text = (tokens.flatten(0, 1)[:, None] == tokens.flatten(0, 1)[None]).all(-1)
+        mine, others = identity.T
+        other = mine != others
         visible = ~other & (coverage.sum(-1) > 0.3)  # the defect is still inside the crop
         counts = (visible | other).float()
+        own = torch.eye(n, dtype=torch.bool, device=images.device)
+        kin = family[:, None] == family[None]
+        wrong = torch.cat(
+            [
+                kin & (mine[:, None] != mine[None]),
+                torch.where(own, visible | other, kin & (mine[:, None] != others[None])),
+            ],
+            1,
+        )
 
         patches = torch.stack(out["image_intermediates"]).float().view(len(TAPS), 3, n, -1, WIDTH)
         normal, damaged = (patch_residuals(patches[:, i], patches[:, 0]) for i in (1, 2))
@@ -344,9 +371,8 @@ class Objective(nn.Module):
         verdict_b, verdict_odd = (self.referee(8 * (x - a))[:, 0] for x in (b, odd))
         terms = {
             "contrastive": contrastive_loss(torch.cat([a, odd]), text, scale, same_text),
-            "agreement": 0.5 * agreement_loss(a, b, identity[:, None] == identity[None]),
+            "identity": identity_loss(a, b, odd, wrong),
             "referential": _mean((F.softplus(-verdict_odd) + F.softplus(verdict_b)) / 2, counts),
-            "odd one out": 0.5 * _mean(F.softplus(10 * ((a * odd).sum(-1) - (a * b).sum(-1))), counts),
             "ranking": _mean(F.softplus(-2 * margin), visible.float()),
         }
         if visible.any():
@@ -354,9 +380,11 @@ class Objective(nn.Module):
             terms["state"] = 0.5 * state_loss(a[at], odd[at], text[:n][at], text[n:][at], scale)
             terms["residual"] = 1.5 * residual_loss(normal[at], damaged[at], coverage[at], self.affine)
         with torch.no_grad():
+            closer = ((a * odd).sum(-1) < (a * b).sum(-1)).float()
             watched = {
                 "patch pairs": _mean((damaged.amax(-1) > normal.amax(-1)).float(), visible.float()),
-                "odd pairs": _mean(((a * odd).sum(-1) < (a * b).sum(-1)).float(), other.float()),
+                "odd pairs": _mean(closer, other.float()),
+                "damaged pairs": _mean(closer, visible.float()),
                 "referee pairs": _mean((verdict_odd > verdict_b).float(), visible.float()),
             }
         return sum(terms.values()), terms | watched
@@ -380,7 +408,10 @@ class Pretraining:
             [c for row in self.corpus.captions for c in row] + sum(text_prompts("object"), [])
         )
         self.tokens = torch.stack([self.vocabulary(list(row)) for row in self.corpus.captions])
-        self.identities = torch.from_numpy(np.unique(self.corpus.identities, return_inverse=True)[1])
+        self.families, self.identities = (
+            torch.from_numpy(np.unique(names, return_inverse=True)[1].reshape(np.shape(names)))
+            for names in (self.corpus.families, self.corpus.identities)
+        )
         self.step_number = 0
         torch.manual_seed(recipe.seed)
         self.objective = Objective()
@@ -433,14 +464,15 @@ class Pretraining:
         dropped &= tokens < len(self.vocabulary) - 2  # start and end stay
         tokens = tokens.masked_fill(dropped, 1)  # so that the row of unknown tokens is trained
         coverage = torch.from_numpy(self.corpus.coverage[index.numpy()])
-        other = torch.from_numpy(self.corpus.other_thing[index.numpy()])
+        identity = self.identities[index]
+        other = identity[:, 0] != identity[:, 1]
         window = crop_windows(coverage, other, size, generator)
         views = cut(images.flatten(1, 2), window, size).view(len(index), 3, 3, size, size)
         grey = torch.rand(len(index), generator=generator) < 0.2
         views[grey] = views[grey].mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
         seen = cut(F.interpolate(coverage[:, None], (SIZE, SIZE)), window, size)
         seen = F.avg_pool2d(seen, PATCH).flatten(1)
-        parts = (views.transpose(0, 1), tokens.transpose(0, 1), seen, other, self.identities[index])
+        parts = (views.transpose(0, 1), tokens.transpose(0, 1), seen, self.families[index], identity)
         return tuple(part.to(self.device) for part in parts)
 
     def step(self) -> dict[str, float]:
@@ -481,7 +513,7 @@ class Pretraining:
             generator = torch.Generator().manual_seed(start)
             found.append(self.objective(self.clip, *self.batch(index, size, generator))[1])
         self.clip.train()
-        names = ("contrastive", "patch pairs", "odd pairs", "referee pairs")
+        names = ("contrastive", "identity", "patch pairs", "odd pairs", "damaged pairs", "referee pairs")
         return {f"held-out {name}": float(np.mean([f[name].item() for f in found])) for name in names}
 
     def save(self) -> None:

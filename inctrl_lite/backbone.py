@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,9 +128,12 @@ class Backbone(nn.Module):
         location = f"local-dir:{TINY_FOLDER}" if name == TINY else name
         _check_exists(open_clip, location, pretrained)
         try:
+            weights = pretrained
+            if pretrained and _hub_is_another(config := open_clip.get_pretrained_cfg(location, pretrained)):
+                weights = open_clip.pretrained.download_pretrained(config, prefer_hf_hub=False)
             with warnings.catch_warnings(action="ignore"):  # of pickle protocols
                 clip, _, transform = open_clip.create_model_and_transforms(
-                    location, pretrained=pretrained, device=device
+                    location, pretrained=weights, device=device
                 )
             tokenizer = open_clip.get_tokenizer(location)
         except Exception as error:  # open_clip raises whatever its loaders raise
@@ -206,6 +210,17 @@ def _check_exists(open_clip, location: str, pretrained: str | None) -> None:
             )
 
 
+def _hub_is_another(config: dict) -> bool:
+    """Whether open_clip would take these weights from a hub repository of other weights.
+
+    open_clip (3.3) sends the paper's `laion400m_e32` to the repository of `laion400m_e31`; the release file
+    behind its address is the right one, and is taken instead.
+    """
+    hub, address = config.get("hf_hub", "").strip("/"), config.get("url", "")
+    epochs = hub.rpartition("_")[2]
+    return bool(hub and address) and bool(re.fullmatch(r"e\d+", epochs)) and f"_{epochs}-" not in address
+
+
 def _suggest(wrong: str, right: Sequence[str]) -> str:
     import difflib
 
@@ -225,7 +240,7 @@ def _advice(open_clip, name: str, pretrained: str | None, error: Exception) -> s
         )
     if pretrained:
         config = open_clip.get_pretrained_cfg(name, pretrained)
-        hub = config.get("hf_hub", "").strip("/")
+        hub = "" if _hub_is_another(config) else config.get("hf_hub", "").strip("/")
         source = f"open_clip_model.safetensors of {hub} (Hugging Face Hub)" if hub else config.get("url")
         return (
             f"the weights {pretrained!r} of {name} could not be fetched ({cause}). Without a network, fetch "

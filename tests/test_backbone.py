@@ -131,13 +131,37 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "broken-in").exists()
 
 
-def test_no_network_says_which_file_to_fetch(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("tag", "source"),
+    [
+        (
+            "laion400m_e31",
+            r"open_clip_model\.safetensors of timm/vit_base_patch16_plus_clip_240\.laion400m_e31",
+        ),
+        ("laion400m_e32", r"vit_b_16_plus_240-laion400m_e32-699c4b84\.pt"),  # not the hub's e31
+    ],
+)
+def test_no_network_says_which_file_to_fetch(monkeypatch, tag, source):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
-    with pytest.raises(InctrlError, match=r"vit_base_patch16_plus_clip_240.*give the file|\.pt elsewhere"):
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_hf", offline)
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", offline)
+    with pytest.raises(InctrlError, match=f"no route to host.*fetch .*{source}.*elsewhere and give the file"):
+        Backbone.load("ViT-B-16-plus-240", tag)
+
+
+def test_the_papers_weights_come_from_their_own_address(monkeypatch, tmp_path):
+    asked = []
+
+    def fetch(address, cache_dir=None):
+        asked.append(address)
+        return str(tmp_path / "absent.pt")
+
+    monkeypatch.setattr(open_clip.pretrained, "download_pretrained_from_url", fetch)
+    with pytest.raises(InctrlError):
         Backbone.load("ViT-B-16-plus-240", "laion400m_e32")
+    assert [address.rpartition("-")[2] for address in asked] == ["699c4b84.pt"]
 
 
 def test_the_papers_architecture_has_the_papers_sizes():

@@ -5,6 +5,7 @@ Residual maps are drawn with `MAP_COLOURS`, which also readers who confuse red a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,4 +92,49 @@ def score_figure(
         for axes in (left, right):
             axes.contour(mask, levels=[0.5], colors="cyan", linewidths=1)
     figure.colorbar(drawn, ax=right, shrink=0.85, label=MAP_LABEL)
+    return figure
+
+
+def row(
+    pictures: Sequence,
+    titles: Sequence[str] = (),
+    *,
+    masks: Sequence[np.ndarray | None] = (),
+    limits: tuple[float, float] | None = None,
+    label: str = MAP_LABEL,
+    height: float = 2.4,
+) -> Figure:
+    """Pictures and maps side by side; maps share one colour scale and a colour bar.
+
+    Args:
+        pictures: images (PIL, or arrays [H, W, 3]) and maps (arrays or tensors [h, w]), in any mix.
+        titles: one each, or none.
+        masks: true defects [H, W] to outline, one each (None where there is none), or none at all.
+        limits: of the maps' colours; None: from 0 to the largest value.
+        label: what the maps show, for the colour bar.
+        height: inches.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [np.asarray(picture) for picture in pictures]
+    maps = [values for values in shown if values.ndim == 2]
+    low, high = limits or (0.0, max((float(values.max()) for values in maps), default=1.0))
+    figure = Figure(figsize=(height * len(shown) + (1.1 if maps else 0), height), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    drawn = None
+    for i, (ax, values) in enumerate(zip(axes, shown, strict=True)):
+        mask = None if i >= len(masks) or masks[i] is None else np.asarray(masks[i])
+        rows, columns = values.shape[:2] if mask is None else mask.shape  # a mask on a map: in its pixels
+        place = {"extent": (-0.5, columns - 0.5, rows - 0.5, -0.5)}
+        if values.ndim == 2:
+            drawn = ax.imshow(values, cmap=MAP_COLOURS, vmin=low, vmax=high, **place)
+        else:
+            ax.imshow(values, **place)
+        if mask is not None and mask.any():
+            ax.contour(mask, levels=[0.5], colors="cyan", linewidths=1.2)
+        if i < len(titles):
+            ax.set_title(titles[i], fontsize=10, parse_math=False)
+        ax.set_axis_off()
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes, shrink=0.9, label=label)
     return figure

@@ -71,6 +71,44 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     }
 
 
+def pixel_metrics(masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:
+    """Pixel AUROC and AUPRO ("pixel_auroc", "aupro") of maps against masks, each in [0, 1].
+
+    Args:
+        masks: bool [B, H, W]; all False for a normal image.
+        maps: scores [B, H, W].
+    """
+    return {"pixel_auroc": auroc(masks.ravel(), maps.ravel()), "aupro": aupro(masks, maps)}
+
+
+def aupro(masks: np.ndarray, maps: np.ndarray, limit: float = 0.3, steps: int = 200) -> float:
+    """Area under the per-region overlap curve up to a false positive rate of `limit`, over `limit`.
+
+    At each threshold: the share of every defect (connected region of a mask) that lies above it, averaged
+    over the defects, against the share of normal pixels above it (Bergmann et al., IJCV 2021).
+
+    Raises:
+        InctrlError: no defect, or no normal pixel.
+    """
+    from scipy.ndimage import label
+    from sklearn.metrics import auc
+
+    regions = [maps[i][labels == j] for i, mask in enumerate(masks) for labels, n in [label(mask)]
+               for j in range(1, n + 1)]  # fmt: skip
+    normal = np.sort(maps[~masks])
+    if not regions or not len(normal):
+        raise InctrlError("AUPRO needs defects and normal pixels")
+    rates = np.linspace(0, limit, steps)
+    # the threshold that a share `rate` of normal pixels exceeds
+    index = np.clip(len(normal) - 1 - np.floor(rates * len(normal)).astype(int), 0, len(normal) - 1)
+    thresholds = normal[index]
+    overlap = np.mean(
+        [1 - np.searchsorted(np.sort(region), thresholds, side="right") / len(region) for region in regions],
+        axis=0,
+    )
+    return float(auc(rates, overlap) / limit)
+
+
 def calibrate_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The threshold with the best F1, halfway between the two scores that it separates.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +125,23 @@ class ScoreHead(nn.Module):
         return self.layer3(x).sigmoid().squeeze(-1)
 
 
+TERMS = ("text", "image", "patch")
+
+
+def fuse(
+    terms: Collection[str],
+    patches: Float[Tensor, "B M"],
+    image: Float[Tensor, " B"],
+    text: Float[Tensor, " B"],
+) -> Float[Tensor, "B M"]:
+    """The holistic map (paper, Eq. 7): every patch term plus the image and the text score.
+
+    Terms that are not among `terms` count as 0: that is how an ablation is trained.
+    """
+    parts = {"patch": patches, "image": image[:, None], "text": text[:, None]}
+    return sum((parts[term] for term in terms), torch.zeros_like(patches))
+
+
 class PaperHead(nn.Module):
     """Fuses the terms as the public code does, exactly.
 
@@ -135,8 +153,9 @@ class PaperHead(nn.Module):
     focal_on_logits = True  # the public code's double sigmoid
     uses_spread = False
 
-    def __init__(self, embed_dim: int, num_patches: int):
+    def __init__(self, embed_dim: int, num_patches: int, terms: Collection[str] = TERMS):
         super().__init__()
+        self.terms = terms
         self.image = ScoreHead(embed_dim)
         self.holistic = ScoreHead(num_patches)
 
@@ -144,9 +163,10 @@ class PaperHead(nn.Module):
         image = self.image(residual)
         text = text_score(cosines).detach()
         patch = patch_map.amax(-1)
-        holistic_map = patch_map + image[:, None] + text[:, None]
+        holistic_map = fuse(self.terms, patch_map, image, text)
         holistic = self.holistic(holistic_map)
-        return Scores((holistic + patch) / 2, holistic, patch, image, text, patch_map, holistic_map)
+        final = (holistic + patch) / 2 if "patch" in self.terms else holistic
+        return Scores(final, holistic, patch, image, text, patch_map, holistic_map)
 
 
 class LiteHead(nn.Module):
@@ -165,8 +185,9 @@ class LiteHead(nn.Module):
     uses_spread = True
     RANKS = 32
 
-    def __init__(self, embed_dim: int, num_patches: int):
+    def __init__(self, embed_dim: int, num_patches: int, terms: Collection[str] = TERMS):
         super().__init__()
+        self.terms = terms
         self.image = ScoreHead(embed_dim, norm=False)
         self.holistic = ScoreHead(self.RANKS, norm=False)
         self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
@@ -179,11 +200,11 @@ class LiteHead(nn.Module):
         mean, deviation = spread.unbind(-1)
         relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
         # tenths of deviations stand well beside two scores in [0, 1]
-        holistic_map = relative.clamp(-5, 15) / 10 + image[:, None] + text[:, None]
+        holistic_map = fuse(self.terms, relative.clamp(-5, 15) / 10, image, text)
         holistic = self.holistic(holistic_map)
         # the largest of a normal image's residuals is about 4 deviations up: that maps to 1/2
         surprise = (relative[:, 0] / 4 - 1).sigmoid()
-        final = (holistic + surprise) / 2
+        final = (holistic + surprise) / 2 if "patch" in self.terms else holistic
         return Scores(final, holistic, ranked[:, 0], image, text, patch_map, holistic_map)
 
 
@@ -206,18 +227,24 @@ class InCTRL(
         embed_dim: width D of the joint space (640 for ViT-B/16+).
         num_patches: patches N of an image (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
         head: "paper" (exact) or "lite" (for small backbones).
+        terms: what the holistic score is made of; all but for ablations.
         backbone: arguments of `Backbone.load` for the backbone it is trained on, saved along.
     """
 
     def __init__(
-        self, embed_dim: int, num_patches: int, head: str = "paper", backbone: dict[str, Any] | None = None
+        self,
+        embed_dim: int,
+        num_patches: int,
+        head: str = "paper",
+        backbone: dict[str, Any] | None = None,
+        terms: Collection[str] = TERMS,
     ):
         super().__init__()
         if head not in HEADS:
             raise InctrlError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
         self.embed_dim, self.num_patches, self.backbone = embed_dim, num_patches, backbone
         self.adapter = Adapter(embed_dim)
-        self.head = HEADS[head](embed_dim, num_patches)
+        self.head = HEADS[head](embed_dim, num_patches, terms)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:

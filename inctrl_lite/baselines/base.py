@@ -1,0 +1,118 @@
+"""What a method is: fitted to K normal images, then asked for scores. All see the same features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inctrl_lite.backbone import Backbone, ImageFeatures
+from inctrl_lite.data.category import Item
+from inctrl_lite.data.images import load_image
+from inctrl_lite.features import FeatureStore, encode_items
+
+
+@dataclass(eq=False)
+class Images:
+    """Images with what the methods ask about them, each computed once however many methods ask.
+
+    Attributes:
+        items: the images.
+        backbone: what looks at them.
+        store: where features are kept; None: nowhere.
+    """
+
+    items: Sequence[Item]
+    backbone: Backbone
+    store: FeatureStore | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, rows: Sequence[int]) -> Images:
+        """Some of the images, without computing anything again."""
+        return _Taken([self.items[i] for i in rows], self.backbone, self.store, self, list(rows))
+
+    @cached_property
+    def features(self) -> ImageFeatures:
+        """Class embeddings and patch tokens."""
+        return self.store.load(self.items) if self.store else encode_items(self.backbone, self.items)
+
+    @cached_property
+    def prepared(self) -> Float[Tensor, "B 3 H W"]:
+        """The images as the backbone takes them."""
+        return torch.stack([self.backbone.transform(load_image(item.image)) for item in self.items])
+
+    @cached_property
+    def windows(self) -> dict[int, Tensor]:
+        """WinCLIP's window embeddings (see `winclip.window_embeddings`)."""
+        from inctrl_lite.baselines.winclip import window_embeddings
+
+        parts = [
+            window_embeddings(self.backbone, batch.to(self.backbone.device))
+            for batch in self.prepared.split(16)
+        ]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+@dataclass(eq=False)
+class _Taken(Images):
+    """Images out of others, which hold what was computed."""
+
+    whole: Images | None = None
+    rows: Sequence[int] = ()
+
+    @cached_property
+    def features(self) -> ImageFeatures:
+        return self.whole.features[self.rows]
+
+    @cached_property
+    def prepared(self) -> Tensor:
+        return self.whole.prepared[self.rows]
+
+    @cached_property
+    def windows(self) -> dict[int, Tensor]:
+        return {side: values[self.rows] for side, values in self.whole.windows.items()}
+
+
+class Answer(NamedTuple):
+    """What a method says of B images: scores [B] and perhaps maps [B, N]. Larger: more anomalous."""
+
+    scores: Float[Tensor, " B"]
+    maps: Float[Tensor, "B N"] | None = None
+
+
+class Method(Protocol):
+    """A way to find anomalies from a few normal images.
+
+    Attributes:
+        name: how tables call it.
+        source: where it comes from, and how this version differs.
+        training_free: whether it uses nothing but the K normal images (and words).
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    training_free: ClassVar[bool]
+
+    def fit(self, normals: Images, category: str) -> Method:
+        """Take in the K normal images of a category; returns itself."""
+        ...
+
+    def score(self, queries: Images) -> Answer:
+        """Score images."""
+        ...
+
+
+def top_mean(maps: Float[Tensor, "B N"], share: float = 0.01) -> Float[Tensor, " B"]:
+    """Mean of the largest `share` of a map's values, at least one.
+
+    >>> top_mean(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), share=0.5).tolist()
+    [2.5]
+    """
+    return maps.topk(max(1, round(share * maps.shape[1])), dim=1).values.mean(1)

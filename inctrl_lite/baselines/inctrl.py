@@ -1,0 +1,125 @@
+"""InCTRL itself and its ablations, as methods among the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inctrl_lite.backbone import Backbone
+from inctrl_lite.baselines.base import Answer, Images
+from inctrl_lite.data.category import Category
+from inctrl_lite.data.episodes import sample_batch
+from inctrl_lite.features import FeatureStore
+from inctrl_lite.losses import focal_loss
+from inctrl_lite.model import TERMS, InCTRL, NormalPrompt
+from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.residual import image_residual, patch_residual_map, text_cosines
+from inctrl_lite.training import load_episodes
+
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "InCTRL": TERMS,
+    "InCTRL: image + patch": ("image", "patch"),
+    "InCTRL: text + patch": ("text", "patch"),
+    "InCTRL: text + image": ("text", "image"),
+    "InCTRL: patch only": ("patch",),
+    "InCTRL: image only": ("image",),
+}
+
+
+class InCTRLMethod:
+    """A trained InCTRL model."""
+
+    source = "Zhu & Pang, CVPR 2024"
+    training_free = False
+
+    def __init__(self, model: InCTRL, name: str = "InCTRL"):
+        self.model, self.name = model.eval(), name
+
+    @torch.no_grad()
+    def fit(self, normals: Images, category: str) -> InCTRLMethod:
+        self.prompt = NormalPrompt.of(normals.features)
+        self.text = text_prototypes(normals.backbone, category)
+        return self
+
+    @torch.no_grad()
+    def score(self, queries: Images) -> Answer:
+        scores = self.model(queries.features, self.prompt, self.text)
+        return Answer(scores.final, scores.patch_map)
+
+
+class EpisodeTable(NamedTuple):
+    """Training episodes after all that is frozen was computed: what heads are trained on, in seconds.
+
+    Attributes:
+        maps: patch residual maps [E, N].
+        spread: of each episode's prompt [E, 2].
+        cosines: to the text prototypes [E, 2].
+        query: class embeddings [E, D].
+        prompt: class embeddings of the normal prompts [E, K, D].
+        labels: [E]; every batch of `BATCH` is half normal, half anomalous.
+    """
+
+    maps: Tensor
+    spread: Tensor
+    cosines: Tensor
+    query: Tensor
+    prompt: Tensor
+    labels: Tensor
+
+
+BATCH = 48
+
+
+@torch.no_grad()
+def tabulate_episodes(
+    categories: Sequence[Category],
+    backbone: Backbone,
+    store: FeatureStore,
+    *,
+    batches: int = 100,
+    shots: int = 4,
+    seed: int = 0,
+    progress: bool = True,
+) -> EpisodeTable:
+    """Draw `batches` batches of episodes and compute their residuals."""
+    texts = {c.name: text_prototypes(backbone, c.name) for c in categories}
+    parts = []
+    for step in tqdm(range(batches), desc="episodes", unit="batch", disable=not progress):
+        episodes = sample_batch(categories, step, batch_size=BATCH, shots=shots, seed=seed)
+        query, prompt, text, labels = load_episodes(episodes, store, texts)
+        maps = patch_residual_map(query.patches, prompt.patches)
+        cosines = text_cosines(query.cls, text)
+        parts.append((maps, prompt.spread, cosines, query.cls, prompt.cls, labels))
+    return EpisodeTable(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def train_on_table(
+    model: InCTRL, table: EpisodeTable, *, steps: int = 200, learning_rate: float = 1e-3, seed: int = 0
+) -> InCTRL:
+    """Train a model as `training.train` does, on batches drawn from a table of episodes."""
+    normal, anomalous = (torch.nonzero(table.labels == label)[:, 0] for label in (0, 1))
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.AdamW(model.train().parameters(), learning_rate, weight_decay=0.01)
+    loss_of = partial(focal_loss, double_sigmoid=model.head.focal_on_logits)
+    for _ in range(steps):
+        rows = torch.cat(
+            [
+                kind[torch.randint(len(kind), (BATCH // 2,), generator=generator)]
+                for kind in (normal, anomalous)
+            ]
+        )
+        maps, spread, cosines, query, prompt, labels = (column[rows] for column in table)
+        residual = image_residual(model.adapter(query), model.adapter(prompt))
+        scores = model.head(maps, residual, cosines, spread)
+        loss = loss_of(scores.final, labels)
+        if "image" in model.head.terms:
+            loss = loss + loss_of(scores.image, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()

@@ -1,0 +1,81 @@
+"""Nearest neighbours: of whole images, of pixels, and of patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inctrl_lite.baselines.base import Answer, Images, top_mean
+from inctrl_lite.residual import layer_residual_maps, patch_residual_map
+
+
+class ClassNearest:
+    """Half of one minus the cosine of the class embedding to the most similar normal one."""
+
+    name = "class embedding NN"
+    source = "the plainest few-shot baseline"
+    training_free = True
+
+    def fit(self, normals: Images, category: str) -> ClassNearest:
+        self.normal = F.normalize(normals.features.cls, dim=-1)
+        return self
+
+    def score(self, queries: Images) -> Answer:
+        cosines = F.normalize(queries.features.cls, dim=-1) @ self.normal.T
+        return Answer((1 - cosines.amax(1)) / 2)
+
+
+class PixelNearest:
+    """Euclidean distance to the nearest normal image, as 24 x 24 pixels: what needs no network at all."""
+
+    name = "pixel NN"
+    source = "no features: tells what a data set gives away by itself"
+    training_free = True
+
+    def fit(self, normals: Images, category: str) -> PixelNearest:
+        self.normal = self._small(normals)
+        return self
+
+    def score(self, queries: Images) -> Answer:
+        return Answer(torch.cdist(self._small(queries), self.normal).amin(1))
+
+    @staticmethod
+    def _small(images: Images) -> Tensor:
+        return F.adaptive_avg_pool2d(images.prepared, 24).flatten(1)
+
+
+class PatchMax:
+    """The largest patch residual: the part of InCTRL that needs no training."""
+
+    name = "patch max"
+    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1, without anything that is learned"
+    training_free = True
+
+    def fit(self, normals: Images, category: str) -> PatchMax:
+        self.normal = normals.features.patches
+        return self
+
+    def score(self, queries: Images) -> Answer:
+        maps = patch_residual_map(queries.features.patches, self.normal)
+        return Answer(maps.amax(1), maps)
+
+
+class AnomalyDINO:
+    """Cosine distance of each patch to its nearest normal patch in one block; the mean of the largest 1 %.
+
+    Differences: the shared backbone's last tapped block instead of DINOv2's last one; no rotated copies of
+    the normal images and no mask of the background.
+    """
+
+    name = "AnomalyDINO-style"
+    source = "Damm et al., WACV 2025"
+    training_free = True
+
+    def fit(self, normals: Images, category: str) -> AnomalyDINO:
+        self.normal = normals.features.patches[:, -1:]
+        return self
+
+    def score(self, queries: Images) -> Answer:
+        maps = 2 * layer_residual_maps(queries.features.patches[:, -1:], self.normal)[:, 0]
+        return Answer(top_mean(maps), maps)

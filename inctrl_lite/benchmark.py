@@ -196,7 +196,7 @@ def _work(
     """Every category with its cells (file, K, seed). Data sets that cannot be read are named in `failed`."""
     for name, load in protocol.tests.items():
         try:
-            categories = load()
+            categories = [replace(category, dataset=name) for category in load()]
         except InctrlError as error:
             failed.append(f"{name}: {error}")
             continue

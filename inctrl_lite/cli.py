@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from inctrl_lite import __version__
+from inctrl_lite.data.commands import app as data_app
 from inctrl_lite.errors import InctrlError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data_app, name="data")
 
 Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many normal images to prompt with.")]
 Seed = Annotated[int, typer.Option(help="Which K normal images are drawn.")]
@@ -120,7 +122,10 @@ def score(
 @app.command()
 def train(
     data: Annotated[
-        str, typer.Option(help="Auxiliary data set: a folder in MVTec layout, or 'industrial' (procedural).")
+        str,
+        typer.Option(
+            help="Auxiliary data set: a manifest, a folder in MVTec layout, or 'industrial' (procedural)."
+        ),
     ] = "industrial",
     out: Out = Path("runs/inctrl"),
     backbone: Annotated[
@@ -170,7 +175,9 @@ def train(
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(help="A folder in MVTec layout, or the name of a procedural world.")],
+    data: Annotated[
+        str, typer.Option(help="A manifest, a folder in MVTec layout, or the name of a procedural world.")
+    ],
     model: Model = "tiny",
     shots: Shots = 4,
     seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws to average over.")] = 3,
@@ -218,6 +225,68 @@ def evaluate(
 
 
 @app.command()
+def benchmark(
+    protocol: Annotated[
+        str, typer.Option(help="embedded (procedural worlds), real (folders of --data) or paper.")
+    ] = "embedded",
+    shots: Annotated[list[int] | None, typer.Option(min=1, help="Values of K: --shots 2 4 8.")] = None,
+    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws.")] = 3,
+    data: Annotated[Path | None, typer.Option(help="Folder of data sets in MVTec layout.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/benchmark"),
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """InCTRL, its ablations and ten other methods on the same features and prompts, with intervals.
+
+    Killed and started again, it goes on where it was. Exit code 1 if any cell failed.
+    """
+    from inctrl_lite import benchmark as b
+    from inctrl_lite.device import pick_device
+
+    if protocol not in ("embedded", "real", "paper"):
+        raise typer.BadParameter(f"{protocol!r}: choose embedded, real or paper", param_hint="--protocol")
+    if protocol != "embedded" and data is None:
+        raise typer.BadParameter(f"the {protocol} protocol needs a folder of data sets", param_hint="--data")
+    chosen = b.embedded() if protocol == "embedded" else {"real": b.real, "paper": b.paper}[protocol](data)
+    run = b.run_benchmark(
+        chosen,
+        out,
+        shots=sorted({*(shots or (2, 4, 8)), *(more or ())}),
+        seeds=seeds,
+        device=pick_device(device),
+        progress=not quiet,
+    )
+    if len(run.cells):
+        print((run.folder / "summary.md").read_text(encoding="utf-8"))
+    print(f"results: {run.folder}")
+    if run.failed:
+        raise InctrlError(f"{len(run.failed)} failed:\n  " + "\n  ".join(run.failed))
+
+
+course_app = typer.Typer(no_args_is_help=True, help="For teachers: hand out the notebooks, or solve them.")
+app.add_typer(course_app, name="course")
+Notebooks = Annotated[Path, typer.Option(help="The repository's notebooks/ folder.")]
+
+
+@course_app.command("zip")
+def course_zip(out: Path = Path("course.zip"), notebooks: Notebooks = Path("notebooks")) -> None:
+    """Pack the notebooks for students: no outputs, exercises open."""
+    from inctrl_lite.course import student_zip
+
+    print(student_zip(notebooks, out))
+
+
+@course_app.command("solve")
+def course_solve(out: Path = Path("solved"), notebooks: Notebooks = Path("notebooks")) -> None:
+    """Write solved versions, with the answer keys in place of the stubs."""
+    from inctrl_lite.course import solve
+
+    for path in solve(notebooks, out):
+        print(path)
+
+
+@app.command()
 def info(json: Json = False) -> None:
     """Versions, device, embedded weights and where things are kept."""
     from inctrl_lite.backbone import TINY_FOLDER
@@ -245,16 +314,22 @@ def root(
 
 
 def _categories(data: str):
-    """The categories of a procedural world or of a folder."""
+    """The categories of a procedural world, a manifest or a folder."""
     from inctrl_lite.data import worlds
     from inctrl_lite.data.folders import load_folder
+    from inctrl_lite.data.manifest import read_manifest
 
     if data == worlds.AUXILIARY or data in worlds.EVALUATION:
         return worlds.load_world(data)
-    if not Path(data).is_dir():
+    path = Path(data)
+    if path.suffix == ".csv":
+        return read_manifest(path)
+    if not path.is_dir():
         names = ", ".join((worlds.AUXILIARY, *worlds.EVALUATION))
-        raise InctrlError(f"{data!r} is neither a folder nor a procedural world. Worlds: {names}")
-    return load_folder(Path(data))
+        raise InctrlError(f"{data!r} is neither a manifest, a folder nor a procedural world. Worlds: {names}")
+    if (path / "manifest.csv").is_file():
+        return read_manifest(path / "manifest.csv")
+    return load_folder(path)
 
 
 def _print_json(value) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -87,6 +87,7 @@ class Answer(NamedTuple):
     maps: Float[Tensor, "B N"] | None = None
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to find anomalies from a few normal images.
 

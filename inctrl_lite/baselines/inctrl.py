@@ -18,7 +18,7 @@ from inctrl_lite.features import FeatureStore
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import TERMS, InCTRL, NormalPrompt
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import image_residual, patch_residual_map, text_cosines
+from inctrl_lite.residual import class_residual, image_residual, patch_residual_map, text_cosines
 from inctrl_lite.training import load_episodes
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -115,7 +115,7 @@ def train_on_table(
         )
         maps, spread, cosines, query, prompt, labels = (column[rows] for column in table)
         residual = image_residual(model.adapter(query), model.adapter(prompt))
-        scores = model.head(maps, residual, cosines, spread)
+        scores = model.head(maps, residual, cosines, spread, class_residual(query, prompt))
         loss = loss_of(scores.final, labels)
         if "image" in model.head.terms:
             loss = loss + loss_of(scores.image, labels)

@@ -128,9 +128,9 @@ def headct(root: Path) -> Path:
 def mnist(root: Path) -> Path:
     """Two training images and one test image of each digit; the pixels say which."""
     root.mkdir(parents=True, exist_ok=True)
-    for prefix, each in (("train", 2), ("t10k", 1)):
+    for prefix, each, shift in (("train", 2, 0), ("t10k", 1, 10)):
         labels = np.repeat(np.arange(10, dtype=np.uint8), each)
-        images = np.repeat(labels * 20 + np.tile(np.arange(each, dtype=np.uint8), 10), 28 * 28)
+        images = np.repeat(labels * 20 + shift + np.tile(np.arange(each, dtype=np.uint8), 10), 28 * 28)
         size = len(labels)
         for kind, head, body in (
             ("images-idx3", struct.pack(">IIII", 0x803, size, 28, 28), images),
@@ -146,13 +146,13 @@ def cifar10(root: Path) -> Path:
     folder.mkdir(parents=True)
     for i in range(5):
         (folder / f"data_batch_{i + 1}").write_bytes(batch([2 * i, 2 * i + 1]))
-    (folder / "test_batch").write_bytes(batch(list(range(10))))
+    (folder / "test_batch").write_bytes(batch(list(range(10)), shift=10))
     return root
 
 
-def batch(labels: list[int]) -> bytes:
-    """A batch as Python 2 pickled it in 2009. Red is the label, green 100 more, blue 200 more."""
-    data = np.repeat(np.array([[c, c + 100, c + 200] for c in labels], np.uint8), 32 * 32).tobytes()
+def batch(labels: list[int], shift: int = 0) -> bytes:
+    """A batch as Python 2 pickled it in 2009. Red is the label, green 100 more, blue 200 and `shift` more."""
+    data = np.repeat(np.array([[c, c + 100, c + 200 + shift] for c in labels], np.uint8), 32 * 32).tobytes()
 
     def text(value: str) -> bytes:
         return b"U" + bytes([len(value)]) + value.encode()

@@ -5,7 +5,9 @@ The addresses in the catalogue could not be tried when this was written.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import time
 import urllib.error
 import urllib.request
@@ -40,7 +42,7 @@ def download(name: str, folder: str | Path, progress: bool = False) -> Path:
     fetched = None
     if not archives and name in TORCHVISION:
         if not (folder / name).exists():
-            fill_folder(folder / name, lambda temporary: _from_torchvision(info, folder, temporary))
+            fill_folder(folder / name, lambda temporary: _from_torchvision(info, folder, temporary, progress))
     elif not archives and info.url is not None:
         fetched = _fetch(info, folder, progress)
         archives = [fetched]
@@ -145,7 +147,7 @@ def _fetch_rest(url: str, path: Path, bar) -> None:
         raise ConnectionError(f"the connection ended after {path.stat().st_size:,} of {total:,} bytes")
 
 
-def _from_torchvision(info: DatasetInfo, folder: Path, target: Path) -> None:
+def _from_torchvision(info: DatasetInfo, folder: Path, target: Path, progress: bool) -> None:
     """MNIST or CIFAR-10, with torchvision's addresses and checksums."""
     try:
         from torchvision import datasets
@@ -155,7 +157,10 @@ def _from_torchvision(info: DatasetInfo, folder: Path, target: Path) -> None:
             f"together, or fetch {info.title} by hand.\n{instructions(info, folder)}"
         ) from error
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[info.name]
+    # torchvision always draws its progress bars.
+    quiet = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
     try:
-        kind(str(target), download=True)
+        with quiet:
+            kind(str(target), download=True)
     except Exception as error:
         raise _not_fetched(info, "torchvision's addresses", error, folder) from error

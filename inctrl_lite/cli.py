@@ -316,20 +316,14 @@ def root(
 def _categories(data: str):
     """The categories of a procedural world, a manifest or a folder."""
     from inctrl_lite.data import worlds
-    from inctrl_lite.data.folders import load_folder
-    from inctrl_lite.data.manifest import read_manifest
+    from inctrl_lite.data.manifest import load_dataset
 
     if data == worlds.AUXILIARY or data in worlds.EVALUATION:
         return worlds.load_world(data)
-    path = Path(data)
-    if path.suffix == ".csv":
-        return read_manifest(path)
-    if not path.is_dir():
+    if not Path(data).is_dir() and Path(data).suffix != ".csv":
         names = ", ".join((worlds.AUXILIARY, *worlds.EVALUATION))
         raise InctrlError(f"{data!r} is neither a manifest, a folder nor a procedural world. Worlds: {names}")
-    if (path / "manifest.csv").is_file():
-        return read_manifest(path / "manifest.csv")
-    return load_folder(path)
+    return load_dataset(data)
 
 
 def _print_json(value) -> None:

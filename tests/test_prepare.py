@@ -392,7 +392,9 @@ def test_files_of_mnist_that_are_none_are_refused(tmp_path):
     path.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
     refused("mnist", root, "should hold 15680 values")
     path.write_bytes(gzip.compress(struct.pack(">IIII", 0x803, 2**31, 28, 28)))
-    refused("mnist", root, "is not a file of MNIST")
+    refused("mnist", root, "should hold 1683627180032 values")
+    path.write_bytes((root / "train-labels-idx1-ubyte.gz").read_bytes())
+    refused("mnist", root, "is not the file of MNIST that it is called")
     path.write_bytes((root / "t10k-images-idx3-ubyte.gz").read_bytes())
     refused("mnist", root, "images and labels do not belong together")
 

@@ -18,7 +18,7 @@ from typing import IO
 from inctrl_lite.data.manifest import is_inside
 from inctrl_lite.errors import InctrlError
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 # Images hardly shrink. What unpacks to many times its own size, or to millions of files, is no image archive
 # but an attempt to fill the disk.

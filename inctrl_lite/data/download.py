@@ -13,6 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from tqdm import tqdm
+
 from inctrl_lite.data.archives import fill_folder, is_archive, unpack
 from inctrl_lite.data.catalogue import DatasetInfo, find_dataset
 from inctrl_lite.data.manifest import file_hash
@@ -111,8 +113,6 @@ class _Downloader:
         self.title, self.progress = title, progress
 
     def __call__(self, url: str, output_file: str, _: object) -> None:
-        from tqdm import tqdm
-
         path = Path(output_file)
         with tqdm(desc=self.title, unit="B", unit_scale=True, disable=not self.progress) as bar:
             tries = TRIES
@@ -129,7 +129,7 @@ class _Downloader:
                     time.sleep(PAUSE)
 
 
-def _fetch_rest(url: str, path: Path, bar) -> None:
+def _fetch_rest(url: str, path: Path, bar: tqdm) -> None:
     """Append what is missing of a file; raise OSError if the server ends early."""
     done = path.stat().st_size if path.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})

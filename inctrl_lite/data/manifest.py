@@ -18,10 +18,11 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.folders import load_folder
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text
 
@@ -134,8 +135,7 @@ def _row(entry: dict, where: str) -> Row:
 
 def is_inside(path: str) -> bool:
     """Whether a relative path with forward slashes stays below the folder it starts from."""
-    pure = PurePosixPath(path)
-    return not (pure.is_absolute() or ".." in pure.parts or "\\" in path or path[1:2] == ":")
+    return not (path.startswith("/") or ".." in path.split("/") or "\\" in path or path[1:2] == ":")
 
 
 def read_manifest(path: str | Path) -> list[Category]:
@@ -166,6 +166,16 @@ def read_manifest(path: str | Path) -> list[Category]:
         Category(manifest.dataset, name, manifest.domain, tuple(splits["train"]), tuple(splits["test"]))
         for name, splits in sorted(items.items())
     ]
+
+
+def load_dataset(path: str | Path) -> list[Category]:
+    """The categories of a manifest, of a folder with manifest.csv in it, or of one in MVTec's layout."""
+    path = Path(path)
+    if path.suffix == ".csv":
+        return read_manifest(path)
+    if (path / "manifest.csv").is_file():
+        return read_manifest(path / "manifest.csv")
+    return load_folder(path)
 
 
 def check_classes(category: str, train: bool, test: Iterable[int | None]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS, Counts
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import Manifest, Row, file_hash, load_manifest, missing_files
@@ -102,8 +104,6 @@ def _some(level: str, what: str, files: Iterable[str]) -> Iterator[Finding]:
 
 
 def _unreadable(root: Path, rows: list[Row], lost: set[str], progress: bool) -> Iterator[Finding]:
-    from tqdm import tqdm
-
     bad_images, bad_masks, empty_masks = [], [], []
     masks = {
         row.file: row.mask for row in rows if row.mask not in lost

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import pickle
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,31 +26,31 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
     dimensions = magic & 0xFF
     try:
         with gzip.open(path) as file:
-            head = np.frombuffer(file.read(4 + 4 * dimensions), ">u4").astype(int)
-            shape = tuple(head[1:].tolist())
-            if len(head) != 1 + dimensions or head[0] != magic or np.prod(shape) > MOST:
-                raise InctrlError(f"{path} is not a file of MNIST: fetch it again")
-            values = np.frombuffer(file.read(int(np.prod(shape)) + 1), np.uint8)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        if isinstance(error, InctrlError):
-            raise
+            head, body = file.read(4 + 4 * dimensions), file.read(MOST + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise InctrlError(f"{path} is damaged or cut short ({error}): fetch it again") from error
-    if values.size != np.prod(shape):
-        raise InctrlError(f"{path} should hold {np.prod(shape)} values and does not: fetch it again")
-    return values.reshape(shape)
+    if len(head) != 4 + 4 * dimensions or head[:4] != struct.pack(">I", magic):
+        raise InctrlError(f"{path} is not the file of MNIST that it is called: fetch it again")
+    shape = struct.unpack(f">{dimensions}I", head[4:])
+    if len(body) != math.prod(shape):
+        raise InctrlError(f"{path} should hold {math.prod(shape)} values and does not: fetch it again")
+    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _mnist(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     for split, prefix in (("train", "train"), ("test", "t10k")):
         source = f"{prefix}-images-idx3-ubyte.gz"
         images = _read_idx(root / source, IMAGES)
-        labels = _read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", LABELS)
+        labels = _read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", LABELS).tolist()
         yield from _classes(images, labels, categories, split, [source] * len(images))
 
 
-def _classes(images, labels, categories, split: str, sources: list[str]) -> Iterator[Sample]:
+def _classes(
+    images: np.ndarray, labels: Sequence[int], categories: tuple[str, ...], split: str, sources: list[str]
+) -> Iterator[Sample]:
+    """Samples of images [N, ...] with their class labels [N] and the files they come from."""
     if len(images) != len(labels) or max(labels, default=0) >= len(categories):
-        raise InctrlError(f"{sources[0]}: images and labels do not belong together. Fetch the data set again")
+        raise InctrlError(f"{split} images and labels do not belong together: fetch the data set again")
     for number, (image, label, source) in enumerate(zip(images, labels, sources, strict=True)):
         yield Sample(image, f"{split}/{number:05}", categories[label], 0, split, source=source)
 

@@ -32,7 +32,7 @@ from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import auroc
 from inctrl_lite.model import HEADS, Scores
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines
+from inctrl_lite.residual import class_residual, image_residual, layer_residual_maps, text_cosines
 
 TRAIN, NORMAL, ANOMALOUS = 12, 16, 20  # images a category: prompts' pool, test normals, test anomalies
 FOLDS, TRAIN_SHOTS, TEST_SHOTS, SEEDS, BATCH = 3, 4, (2, 4, 8), 3, 48
@@ -81,7 +81,7 @@ def score(
 ) -> Scores:
     """`InCTRL.forward` from residual maps that are there already."""
     residual = image_residual(model.adapter(cls), model.adapter(prompt_cls))
-    return model.head(maps, residual, text_cosines(cls, text), spread)
+    return model.head(maps, residual, text_cosines(cls, text), spread, class_residual(cls, prompt_cls))
 
 
 def batch(tables: list[Table], seed: int) -> tuple[Tensor, ...]:

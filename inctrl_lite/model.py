@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_whole
 from inctrl_lite.residual import (
+    class_residual,
     image_residual,
     leave_one_out_maps,
     patch_residual_map,
@@ -159,7 +161,7 @@ class PaperHead(nn.Module):
         self.image = ScoreHead(embed_dim)
         self.holistic = ScoreHead(num_patches)
 
-    def forward(self, patch_map, residual, cosines, spread) -> Scores:
+    def forward(self, patch_map, residual, cosines, spread, whole) -> Scores:
         image = self.image(residual)
         text = text_score(cosines).detach()
         patch = patch_map.amax(-1)
@@ -177,8 +179,10 @@ class LiteHead(nn.Module):
     `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
     about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
-    on the probabilities themselves. In the final score, the largest relative residual stands where the
-    paper has the largest residual.
+    on the probabilities themselves; (6) the class embedding's distance to the prompts, relative to theirs
+    from each other (`class_residual`), is a term of its own: what it takes to call a whole image another
+    thing is not learned from defects. In the final score, the surprise of the patches or of the whole stands
+    where the paper has the largest residual.
     """
 
     focal_on_logits = False
@@ -191,8 +195,10 @@ class LiteHead(nn.Module):
         self.image = ScoreHead(embed_dim, norm=False)
         self.holistic = ScoreHead(self.RANKS, norm=False)
         self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
+        # a class embedding twice as far from the prompts as they are from each other: 1/2
+        self.whole = nn.Parameter(torch.tensor([4.0, math.log(2.0)]))
 
-    def forward(self, patch_map, residual, cosines, spread) -> Scores:
+    def forward(self, patch_map, residual, cosines, spread, whole) -> Scores:
         image = self.image(residual)
         text = text_score(cosines, self.log_text_scale.exp())
         ranked = patch_map.sort(dim=-1, descending=True).values
@@ -200,11 +206,15 @@ class LiteHead(nn.Module):
         mean, deviation = spread.unbind(-1)
         relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
         # tenths of deviations stand well beside two scores in [0, 1]
-        holistic_map = fuse(self.terms, relative.clamp(-5, 15) / 10, image, text)
+        far, usual = (whole + 1e-3).log().unbind(-1)
+        strange = (self.whole[0] * (far - usual - self.whole[1])).sigmoid()
+        holistic_map = fuse(self.terms, relative.clamp(-5, 15) / 10, image + strange, text)
         holistic = self.holistic(holistic_map)
         # the largest of a normal image's residuals is about 4 deviations up: that maps to 1/2
-        surprise = (relative[:, 0] / 4 - 1).sigmoid()
-        final = (holistic + surprise) / 2 if "patch" in self.terms else holistic
+        surprise = (relative[:, 0] / 4 - 1).sigmoid() if "patch" in self.terms else torch.zeros_like(image)
+        if "image" in self.terms:
+            surprise = 1 - (1 - surprise) * (1 - strange)  # either is enough
+        final = (holistic + surprise) / 2 if {"patch", "image"} & set(self.terms) else holistic
         return Scores(final, holistic, ranked[:, 0], image, text, patch_map, holistic_map)
 
 
@@ -288,4 +298,5 @@ class InCTRL(
             image_residual(self.adapter(query.cls), self.adapter(prompt.cls)),
             text_cosines(query.cls, text),
             prompt.spread,
+            class_residual(query.cls, prompt.cls),
         )

@@ -96,6 +96,29 @@ def image_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
     return prompt.mean(-2) - query
 
 
+def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"]) -> Float[Tensor, "B 2"]:
+    """How unlike the prompts an image is as a whole, and how unlike each other they are, in [0, 1].
+
+    The first number is half of one minus the cosine of the class embedding to the nearest prompt's; the
+    second is the mean of the same for each prompt against the others. One prompt has no others: the
+    second then repeats the first, which says "as usual". Not in the paper; the lite head uses it.
+
+    >>> prompt = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])    # the third is unlike the others
+    >>> [round(x, 3) for x in class_residual(torch.tensor([[-1.0, 0.0]]), prompt)[0].tolist()]
+    [0.5, 0.167]
+    """
+    query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
+    nearest = (query.unsqueeze(-2) @ prompt.transpose(-1, -2)).squeeze(-2).amax(-1)
+    shots = prompt.shape[-2]
+    if shots == 1:
+        usual = nearest
+    else:
+        among = prompt @ prompt.transpose(-1, -2)
+        itself = torch.eye(shots, dtype=torch.bool, device=prompt.device)
+        usual = among.masked_fill(itself, -1).amax(-1).mean(-1).expand_as(nearest)
+    return ((1 - torch.stack([nearest, usual], dim=-1)) / 2).clamp(0, 1)
+
+
 def text_cosines(query: Float[Tensor, "B D"], text: Float[Tensor, "*b 2 D"]) -> Float[Tensor, "B 2"]:
     """Cosine of each class embedding to the normal and to the anomalous text prototype, in [-1, 1]."""
     query, text = F.normalize(query, dim=-1), F.normalize(text, dim=-1)

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from inctrl_lite import residual
-from inctrl_lite.residual import layer_residual_maps, leave_one_out_maps, patch_residual_map, text_score
+from inctrl_lite.residual import (
+    class_residual,
+    layer_residual_maps,
+    leave_one_out_maps,
+    patch_residual_map,
+    text_score,
+)
 
 
 def directions(*degrees: float) -> torch.Tensor:
@@ -55,3 +61,17 @@ def test_a_lone_prompt_is_compared_with_its_other_patches():
 def test_text_score_is_a_softmax_at_scale_100():
     cosines = torch.tensor([[0.20, 0.21]], dtype=torch.float64)
     assert text_score(cosines).item() == pytest.approx(1 / (1 + 2.718281828459045**-1))
+
+
+def test_one_prompt_says_as_usual_of_the_whole():
+    query, prompt = torch.randn(3, 5), torch.randn(1, 5)
+    far, usual = class_residual(query, prompt).unbind(-1)
+    torch.testing.assert_close(far, usual)
+
+
+def test_the_whole_is_compared_query_by_query():
+    torch.manual_seed(0)
+    query, prompts = torch.randn(3, 5), torch.randn(3, 4, 5)
+    together = class_residual(query, prompts)
+    alone = torch.cat([class_residual(query[i : i + 1], prompts[i]) for i in range(3)])
+    torch.testing.assert_close(together, alone)

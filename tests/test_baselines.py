@@ -11,12 +11,15 @@ from inctrl_lite.backbone import Backbone, ImageFeatures
 from inctrl_lite.baselines import MISSING, TRAINING_FREE, Images
 from inctrl_lite.baselines.coop import CoOp, prototypes
 from inctrl_lite.baselines.gaussian import SPADE, PaDiM
+from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.baselines.nearest import AnomalyDINO, ClassNearest, PatchMax
 from inctrl_lite.baselines.patchcore import PatchCore, local_tokens
 from inctrl_lite.baselines.subspace import SubspaceAD
 from inctrl_lite.baselines.winclip import residual_map, window_embeddings, window_indices
 from inctrl_lite.data.category import Item
 from inctrl_lite.features import FeatureStore
+from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import text_cosines, text_score
 
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "winclip_seed11.npz"
@@ -186,3 +189,17 @@ def test_winclip_equals_the_public_one():
         maps = residual_map(windows, {s: v[:k].flatten(0, 1) for s, v in normal.items()}, (15, 15))
         np.testing.assert_allclose(maps, golden[f"f32/K{k}/map"].reshape(4, -1), atol=1e-5)
         np.testing.assert_allclose((maps.amax(1) + words) / 2, golden[f"f32/K{k}/final"], atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["paper", "lite"])
+def test_inctrl_among_the_methods_is_the_model_itself(head, real):
+    normals, queries, category = real
+    backbone = normals.backbone
+    torch.manual_seed(0)
+    model = InCTRL(backbone.embed_dim, backbone.num_patches, head).eval()
+    answer = InCTRLMethod(model).fit(normals, category.name).score(queries)
+    with torch.no_grad():
+        text = text_prototypes(backbone, category.name)
+        scores = model(queries.features, NormalPrompt.of(normals.features), text)
+    torch.testing.assert_close(answer.scores, scores.final)
+    torch.testing.assert_close(answer.maps, scores.patch_map)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from inctrl_lite.backbone import Backbone, ImageFeatures
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
 from inctrl_lite.features import FeatureStore, encode_items
+from inctrl_lite.residual import patch_residual_map
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Images:
     items: Sequence[Item]
     backbone: Backbone
     store: FeatureStore | None = None
+    _compared: tuple[Images, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -42,6 +44,20 @@ class Images:
     def features(self) -> ImageFeatures:
         """Class embeddings and patch tokens."""
         return self.store.load(self.items) if self.store else encode_items(self.backbone, self.items)
+
+    @cached_property
+    def spread(self) -> Float[Tensor, " 2"]:
+        """How much these images' patches differ among each other (`model.prompt_spread`)."""
+        from inctrl_lite.model import prompt_spread
+
+        return prompt_spread(self.features.patches)
+
+    def residual_maps(self, normals: Images) -> Float[Tensor, "B N"]:
+        """InCTRL's patch residual maps against normal images; the last answer is kept for the next method."""
+        if self._compared is None or self._compared[0] is not normals:
+            maps = patch_residual_map(self.features.patches, normals.features.patches)
+            self._compared = (normals, maps)
+        return self._compared[1]
 
     @cached_property
     def prepared(self) -> Float[Tensor, "B 3 H W"]:

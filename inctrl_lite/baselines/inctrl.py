@@ -16,7 +16,7 @@ from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.losses import focal_loss
-from inctrl_lite.model import TERMS, InCTRL, NormalPrompt
+from inctrl_lite.model import TERMS, InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import class_residual, image_residual, patch_residual_map, text_cosines
 from inctrl_lite.training import load_episodes
@@ -42,14 +42,17 @@ class InCTRLMethod:
 
     @torch.no_grad()
     def fit(self, normals: Images, category: str) -> InCTRLMethod:
-        self.prompt = NormalPrompt.of(normals.features)
+        self.normals, self.spread = normals, normals.spread
         self.text = text_prototypes(normals.backbone, category)
         return self
 
     @torch.no_grad()
     def score(self, queries: Images) -> Answer:
-        scores = self.model(queries.features, self.prompt, self.text)
-        return Answer(scores.final, scores.patch_map)
+        query, prompt = queries.features.cls, self.normals.features.cls
+        residual = image_residual(self.model.adapter(query), self.model.adapter(prompt))
+        maps, cosines = queries.residual_maps(self.normals), text_cosines(query, self.text)
+        scores = self.model.head(maps, residual, cosines, self.spread, class_residual(query, prompt))
+        return Answer(scores.final, maps)
 
 
 class EpisodeTable(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inctrl_lite.baselines.base import Answer, Images, top_mean
-from inctrl_lite.residual import layer_residual_maps, patch_residual_map
+from inctrl_lite.residual import layer_residual_maps
 
 
 class ClassNearest:
@@ -53,11 +53,11 @@ class PatchMax:
     training_free = True
 
     def fit(self, normals: Images, category: str) -> PatchMax:
-        self.normal = normals.features.patches
+        self.normals = normals
         return self
 
     def score(self, queries: Images) -> Answer:
-        maps = patch_residual_map(queries.features.patches, self.normal)
+        maps = queries.residual_maps(self.normals)
         return Answer(maps.amax(1), maps)
 
 

@@ -65,6 +65,7 @@ def test_list_and_info_speak_text_and_json(run):
         101,
         100,
     ]
+    assert "prepare" in run("data", "--help")[1]
     assert run("data", "info", "mvtek")[0] == 1
     assert run("data", "info")[0] == 2
 

@@ -200,9 +200,10 @@ def test_a_manifest_is_the_same_on_every_file_system(tmp_path, monkeypatch, name
 
 
 def test_archives_may_wrap_everything_in_folders(tmp_path):
-    headct(tmp_path / "raw" / "head-ct" / "archive")
-    manifest = prepare("headct", tmp_path / "raw", tmp_path)
-    assert json.loads(manifest.read_text().splitlines()[0][1:])["root"] == "raw/head-ct/archive"
+    deep = "raw/elpv-dataset/elpv-dataset-411fd72/src/elpv_dataset/data"  # as ELPV's repository does
+    elpv(tmp_path / deep)
+    manifest = prepare("elpv", tmp_path / "raw", tmp_path)
+    assert json.loads(manifest.read_text().splitlines()[0][1:])["root"] == deep
     assert len(read_manifest(manifest)) == 1
 
 

@@ -77,3 +77,9 @@ def test_a_widget_after_a_still(notebook):
 def test_nothing_of_this_machine(notebook):
     text = json.dumps(notebook)
     assert not re.search(r"/(?:home|root|work|tmp|Users)/", text)
+
+
+def test_links_lead_somewhere(notebook):
+    text = "\n".join(sources(notebook, "markdown"))
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        assert target.startswith("https://") or (FOLDER / target).exists(), target

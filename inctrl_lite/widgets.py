@@ -52,7 +52,7 @@ def explorer(render: Callable[..., tuple[Picture, str]], **choices: Sequence[Any
             return frame(*render(**dict(zip(names, chosen, strict=True))))
         stack = ipywidgets.Stack(
             [build((*chosen, option)) for option in values[level]],
-            selected_index=0,
+            selected_index=controls[level].index,
             layout=ipywidgets.Layout(overflow="hidden"),
         )
         ipywidgets.jslink((controls[level], "index"), (stack, "selected_index"))
@@ -63,11 +63,12 @@ def explorer(render: Callable[..., tuple[Picture, str]], **choices: Sequence[Any
 
 
 def _control(name: str, options: list[Any]) -> ipywidgets.Widget:
-    """A slider for numbers, a menu for words."""
+    """A slider for numbers, in its middle at first; a menu for words."""
     numbers = all(isinstance(option, int | float) and not isinstance(option, bool) for option in options)
     kind = ipywidgets.SelectionSlider if numbers else ipywidgets.Dropdown
     return kind(
         options=[(str(option), i) for i, option in enumerate(options)],
+        index=len(options) // 2 if numbers else 0,
         description=name.replace("_", " "),
         style={"description_width": "initial"},
         layout=ipywidgets.Layout(min_width="16em", margin="0 1.5em 0 0"),
@@ -92,5 +93,6 @@ def png(picture: Picture, dpi: int = 84) -> bytes:
         picture.savefig(buffer, format="png", dpi=dpi)
         picture = Image.open(buffer)
     buffer = BytesIO()
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(buffer, format="png", optimize=True)
     return buffer.getvalue()

@@ -53,8 +53,9 @@ def test_controls_are_joined_in_the_browser(monkeypatch):
 
 
 def test_only_the_chosen_one_is_shown_at_first():
-    stack = explorer(square, K=(2, 4), kind=("square",)).children[1]
-    assert stack.selected_index == 0 and stack.children[0].selected_index == 0
+    controls, stack = explorer(square, K=(2, 4, 8), kind=("square", "box")).children
+    assert [control.index for control in controls.children] == [1, 0]  # numbers start in the middle
+    assert stack.selected_index == 1 and stack.children[1].selected_index == 0
 
 
 @pytest.mark.parametrize("choices", [{}, {"K": ()}, {"K": range(MAX_FRAMES + 1), "kind": ("x",)}])

@@ -28,8 +28,8 @@ from inctrl_lite.baselines.coop import CoOp
 from inctrl_lite.baselines.inctrl import ABLATIONS, InCTRLMethod, tabulate_episodes, train_on_table
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_prompts
-from inctrl_lite.data.folders import load_folder
 from inctrl_lite.data.images import load_image, load_mask
+from inctrl_lite.data.manifest import load_dataset
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, load_world
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
@@ -83,7 +83,7 @@ def real(data: Path) -> Protocol:
     return Protocol(
         "real",
         lambda: load_world(AUXILIARY),
-        {f.name: lambda f=f: _one_vs_rest(load_folder(f)) for f in folders},
+        {f.name: lambda f=f: _one_vs_rest(load_dataset(f)) for f in folders},
     )
 
 
@@ -95,8 +95,8 @@ def paper(data: Path, auxiliary: str = "mvtec") -> Protocol:
             f"the paper's protocol trains on {auxiliary!r} and tests on the other data sets: expected "
             f"{data / auxiliary} and at least one more folder in MVTec's layout"
         )
-    tests = {n: lambda f=f: _one_vs_rest(load_folder(f)) for n, f in sets.items() if n != auxiliary}
-    return Protocol("paper", lambda: load_folder(sets[auxiliary]), tests, "paper", 1000, 1000)
+    tests = {n: lambda f=f: _one_vs_rest(load_dataset(f)) for n, f in sets.items() if n != auxiliary}
+    return Protocol("paper", lambda: load_dataset(sets[auxiliary]), tests, "paper", 1000, 1000)
 
 
 def _one_vs_rest(categories: list[Category]) -> list[Category]:

@@ -88,14 +88,14 @@ class Lab:
             from inctrl_lite.data.worlds import load_world
 
             return load_world(world, **sizes)
-        from inctrl_lite.data.folders import load_folder
+        from inctrl_lite.data.manifest import load_dataset
 
         if DATA not in os.environ or world not in COUNTERPARTS:
             raise InctrlError(
                 f"full mode takes {COUNTERPARTS.get(world, 'no real data set')!r} for {world!r}: set {DATA} "
                 "to the folder that holds the data sets"
             )
-        return load_folder(Path(os.environ[DATA]) / COUNTERPARTS[world])
+        return load_dataset(Path(os.environ[DATA]) / COUNTERPARTS[world])
 
 
 def begin(seed: int = 0) -> Lab:

@@ -103,6 +103,7 @@ def test_sdd_cuts_photographs_in_three(made, tmp_path):
     assert np.argwhere(load_mask(broken.mask, (6, 4))).tolist() == [
         [1, 2]
     ]  # row 7 of 10, the third begins at 6
+    assert np.unique(np.asarray(Image.open(broken.mask))).tolist() == [0, 255]
     rows = {row.file: row for row in load_manifest(tmp_path / "out" / "manifest.csv").rows}
     crops = [rows[f"images/kos01/Part0_{i}.png"] for i in range(3)]
     assert [row.crop for row in crops] == ["0,0,6,3", "0,3,6,6", "0,6,6,10"]
@@ -180,11 +181,11 @@ def test_pixels_of_arrays_arrive_in_the_right_place(made, tmp_path):
 
 
 def test_the_split_is_scikit_learns_of_the_sorted_files(made):
-    (cells,) = made("elpv")
-    names = [f"elpv/images/cell{n:04}.png" for n in range(1, 9)]
+    (head,) = made("headct")
+    names = [f"headct/head_ct/head_ct/{n:03}.png" for n in range(4, 12)]
     train, test = train_test_split(names, test_size=0.25, random_state=42)
-    assert {i.name for i in cells.train} == set(train)
-    assert {i.name for i in cells.test if not i.label} == set(test)
+    assert {i.name for i in head.train} == set(train)
+    assert {i.name for i in head.test if not i.label} == set(test)
 
 
 @pytest.mark.filterwarnings("ignore:.*0100_025_08.png has no mask")
@@ -446,6 +447,8 @@ def test_files_that_moved_are_named_with_what_to_do(tmp_path):
         ("head_ct/head_ct/000.png", "", "no file is named"),
         ("head_ct/head_ct/000.png", "head_ct/head_ct/001.png", "001.png is listed twice"),
         (",1,test,", ",0,test,", "category 'headct' has no anomalous test images"),
+        (",0,test,", ",1,test,", "category 'headct' has no normal test images"),
+        (",0,train,", ",0,test,", "category 'headct' has no training normals"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_named(tmp_path, old, new, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import lzma
 import os
 import secrets
@@ -23,7 +24,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 # but an attempt to fill the disk.
 MAX_RATIO, FREE_BYTES, MAX_FILES = 50, 200_000_000, 500_000
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
 
 def is_archive(path: Path) -> bool:
@@ -102,3 +103,5 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                     raise InctrlError(f"{archive} is refused: {entry.name!r} is neither a file nor a folder")
                 if entry.isreg():
                     yield entry.name, entry.size, tape.extractfile(entry)
+            while tape.fileobj.read(1 << 20):  # the checksum of a compressed file comes at its end
+                pass

@@ -363,11 +363,13 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path, name, lost):
     [
         ("visa", "split_csv/1cls.csv", "object,split", "object;split", "the columns should be object,split"),
         ("visa", "split_csv/1cls.csv", "test,normal,", "valid,normal,", "the line of .* makes no sense"),
+        ("visa", "split_csv/1cls.csv", "pcb3,", "pcb5,", "category 'pcb3' has no training normals"),
         ("visa", "split_csv/1cls.csv", ",candle/", ",../candle/", "the line of '../candle.* makes no sense"),
         ("elpv", "labels.csv", "0.0 ", "0,0 ", "line 1: a file, a probability and a kind are expected"),
         ("elpv", "labels.csv", "images/", "/etc/", "line 1: '/etc/cell0001.png' leads out"),
         ("headct", "labels.csv", "3,1", "3,2", "line 5: the label is 2"),
         ("headct", "labels.csv", "3,1", "3", "line 5: an id and a label are expected"),
+        ("headct", "labels.csv", "\n", " ", "category 'headct' has no training normals"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_named(tmp_path, name, table, old, new, message):

@@ -90,6 +90,9 @@ def test_a_data_set_of_ones_own_has_nothing_to_compare_with(made):
     write_manifest(manifest, replace(load_manifest(manifest), dataset="my-bottles"))
     ((what, _),) = found(verify(manifest), "note")
     assert "my-bottles is not in the catalogue" in what
+    write_manifest(manifest, replace(load_manifest(manifest), dataset="headct-multiclass"))
+    ((what, _),) = found(verify(manifest), "note")
+    assert "headct-multiclass is not in the catalogue" in what
 
 
 def test_unreadable_and_missing_files_are_named(made, tmp_path):

@@ -67,12 +67,14 @@ def prepare(
         else tuple(c for c in info.categories if c in only or not only)
     )
     rows = [_row(sample, root, out) for sample in SOURCES[name].read(root, wanted)]
+    categories = sorted(set(only) or info.categories)
     if protocol == MULTI_CLASS:
-        rows = _multi_class(rows, *arrays.SEVERAL[name])
+        category, normal = arrays.SEVERAL[name]
+        categories, rows = [category], _multi_class(rows, category, normal)
     elif info.domain == "semantic":
-        rows = [row for category in only or info.categories for row in _one_vs_all(rows, category)]
+        rows = [row for category in categories for row in _one_vs_all(rows, category)]
     rows = sorted(_split(rows), key=lambda row: (row.category, row.split != "train", row.file))
-    for category in sorted({row.category for row in rows}):
+    for category in categories:
         own = [row for row in rows if row.category == category]
         check_classes(
             category, any(r.split == "train" for r in own), [r.label for r in own if r.split == "test"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS, Counts
+from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import Manifest, Row, file_hash, load_manifest, missing_files
 from inctrl_lite.errors import InctrlError
@@ -105,9 +105,8 @@ def _some(level: str, what: str, files: Iterable[str]) -> Iterator[Finding]:
 
 def _unreadable(root: Path, rows: list[Row], lost: set[str], progress: bool) -> Iterator[Finding]:
     bad_images, bad_masks, empty_masks = [], [], []
-    masks = {
-        row.file: row.mask for row in rows if row.mask not in lost
-    }  # once a file, however many categories
+    # Once a file, however many categories it serves.
+    masks = {row.file: "" if row.mask in lost else row.mask for row in rows}
     for file, mask in tqdm(sorted(masks.items()), desc="reading", disable=not progress):
         try:
             size = load_image(root / file).size
@@ -189,11 +188,12 @@ def _compare(manifest: Manifest, counts: dict[str, tuple[int, int, int]]) -> Ite
     """Counts against the catalogue's."""
     name = manifest.dataset.removesuffix("-multiclass")
     several = name != manifest.dataset
-    if name not in CATALOGUE:
-        yield Finding("note", f"{name} is not in the catalogue: there is nothing to compare its counts with")
+    info = CATALOGUE.get(name)
+    expected = info and info.counts.get(MULTI_CLASS if several else info.protocols[0])
+    if expected is None:
+        what = f"{manifest.dataset} is not in the catalogue: there is nothing to compare its counts with"
+        yield Finding("note", what)
         return
-    info = CATALOGUE[name]
-    expected: Counts = info.counts[MULTI_CLASS if several else info.protocols[0]]
     for category, (normal, anomalous) in expected.by_category.items():
         found = counts.get(category, (0, normal, anomalous))[1:]
         if found != (normal, anomalous):

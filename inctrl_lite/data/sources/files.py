@@ -25,6 +25,11 @@ def _find_categories(root: Path, dataset: str, wanted: tuple[str, ...], besides:
     warn_of_strangers(root, there - set(CATALOGUE[dataset].categories) - besides)
 
 
+def _lines(table: Path) -> list[str]:
+    """A text file's lines; bytes that are no UTF-8 are no file's name either, and are found missing later."""
+    return table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+
+
 def _mvtec(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     _find_categories(root, "mvtec", categories, set())
     for name in categories:
@@ -38,16 +43,15 @@ def _visa(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     """The public code's split, split_csv/1cls.csv. Files are called .JPG, which its next script overlooks."""
     _find_categories(root, "visa", categories, {"split_csv"})
     table = root / "split_csv" / "1cls.csv"
-    with table.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["object", "split", "label", "image", "mask"]:
-            raise InctrlError(
-                f"{table}: the columns should be object,split,label,image,mask, they are {reader.fieldnames}"
-            )
-        rows = sorted((row for row in reader if row["object"] in categories), key=lambda row: row["image"])
+    reader = csv.DictReader(_lines(table), restval="")
+    if reader.fieldnames != ["object", "split", "label", "image", "mask"]:
+        raise InctrlError(
+            f"{table}: the columns should be object,split,label,image,mask, they are {reader.fieldnames}"
+        )
+    rows = sorted((row for row in reader if row["object"] in categories), key=lambda row: row["image"])
     for row in rows:
         good = (row["split"], row["label"]) in (("train", "normal"), ("test", "normal"), ("test", "anomaly"))
-        if not good or not (is_inside(row["image"]) and is_inside(row["mask"] or "")):
+        if not (good and row["image"] and is_inside(row["image"]) and is_inside(row["mask"])):
             raise InctrlError(
                 f"{table}: the line of {row['image']!r} makes no sense. Fetch the data set again"
             )
@@ -70,7 +74,7 @@ def _elpv(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     """Defect probability 0 is normal, 1 anomalous; what the experts were not sure of is left out."""
     table = root / "labels.csv"
     entries = []
-    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(table), start=1):
         if not line.strip():
             continue
         try:
@@ -109,10 +113,10 @@ def _brainmri(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
 
 def _headct(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     table = root / "labels.csv"
-    with table.open(encoding="utf-8", newline="") as file:
-        _, *lines = csv.reader(file)  # the header is "id, hemorrhage"
     labels = {}
-    for number, fields in enumerate(lines, start=2):
+    for number, fields in enumerate(csv.reader(_lines(table)), start=1):
+        if number == 1:  # the header, "id, hemorrhage"
+            continue
         try:
             image, label = (int(field) for field in fields)
         except ValueError as error:

@@ -101,6 +101,7 @@ class Lab:
 def begin(seed: int = 0) -> Lab:
     """Set up a notebook: seeds, the look of figures, and what it runs on (which is printed)."""
     import matplotlib
+    import pandas
     import seaborn
     import torch
     from IPython import get_ipython
@@ -113,6 +114,7 @@ def begin(seed: int = 0) -> Lab:
     if shell := get_ipython():
         shell.enable_matplotlib("inline")  # so that every Figure shows, with or without pyplot
     seaborn.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    pandas.set_option("display.max_colwidth", None)
     matplotlib.rcParams |= {"figure.dpi": 84, "image.interpolation": "nearest", "axes.grid": False}
     full = os.environ.get(FULL) == "1"
     lab = Lab(full, pick_device("auto") if full else torch.device("cpu"))

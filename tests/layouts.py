@@ -71,14 +71,14 @@ def elpv(root: Path) -> Path:
 
 
 def sdd(root: Path) -> Path:
-    """Four photographs 10 pixels high, hence thirds of 3, 3 and 4; a defect in the last third of the last."""
+    """Four photographs 11 pixels high, hence thirds of 3, 4 and 4; a defect in the last third of the last."""
     for number in range(4):
         part = root / f"kos{1 + number // 2:02}"
-        photograph, mask = grey(number, 10, 6), np.zeros((10, 6), np.uint8)
-        photograph[3:6] += 50
-        photograph[6:] += 100
+        photograph, mask = grey(number, 11, 6), np.zeros((11, 6), np.uint8)
+        photograph[3:7] += 50
+        photograph[7:] += 100
         if number == 3:
-            mask[7, 2] = 255
+            mask[8, 2] = 255
         save(part / f"Part{number}.jpg", photograph)
         save(part / f"Part{number}_label.bmp", mask)
     return root
@@ -152,7 +152,10 @@ def cifar10(root: Path) -> Path:
 
 def batch(labels: list[int], shift: int = 0) -> bytes:
     """A batch as Python 2 pickled it in 2009. Red is the label, green 100 more, blue 200 and `shift` more."""
-    data = np.repeat(np.array([[c, c + 100, c + 200 + shift] for c in labels], np.uint8), 32 * 32).tobytes()
+    colours = np.array([[c, c + 100, c + 200 + shift] for c in labels], np.uint8)
+    images = np.broadcast_to(colours[:, :, None, None], (len(labels), 3, 32, 32)).copy()
+    images[:, :, 0, 1] = 7  # second pixel of the first row
+    data = images.tobytes()
 
     def text(value: str) -> bytes:
         return b"U" + bytes([len(value)]) + value.encode()

@@ -102,11 +102,11 @@ def test_sdd_cuts_photographs_in_three(made, tmp_path):
     assert load_image(broken.image).size == (6, 4)
     assert np.argwhere(load_mask(broken.mask, (6, 4))).tolist() == [
         [1, 2]
-    ]  # row 7 of 10, the third begins at 6
+    ]  # row 8 of 11, the third begins at 7
     assert np.unique(np.asarray(Image.open(broken.mask))).tolist() == [0, 255]
     rows = {row.file: row for row in load_manifest(tmp_path / "out" / "manifest.csv").rows}
     crops = [rows[f"images/kos01/Part0_{i}.png"] for i in range(3)]
-    assert [row.crop for row in crops] == ["0,0,6,3", "0,3,6,6", "0,6,6,10"]
+    assert [row.crop for row in crops] == ["0,0,6,3", "0,3,6,7", "0,7,6,11"]
     assert {row.source for row in crops} == {"kos01/Part0.jpg"}
     whole = np.asarray(load_image(tmp_path / "raw" / "kos01" / "Part0.jpg"))
     thirds = [np.asarray(load_image(tmp_path / "out" / row.file)) for row in crops]
@@ -174,7 +174,8 @@ def test_pixels_of_arrays_arrive_in_the_right_place(made, tmp_path):
     cifar10(tmp_path / "cifar")
     cat = read_manifest(prepare("cifar10", tmp_path / "cifar", tmp_path / "cats", only=["cat"]))[0]
     picture = np.asarray(load_image(cat.train[0].image))
-    assert cat.name == "cat" and picture.shape == (32, 32, 3) and picture[5, 5].tolist() == [3, 103, 203]
+    assert cat.name == "cat" and picture.shape == (32, 32, 3) and picture[1, 0].tolist() == [3, 103, 203]
+    assert picture[0, 1].tolist() == [7, 7, 7]
 
 
 # --- what they have in common ------------------------------------------------------------------------
@@ -326,8 +327,8 @@ def test_masks_must_fit_their_images(tmp_path):
     (root / "pill" / "test" / "scratch" / "001.png").unlink()
     refused("mvtec", root, "1 masks have no image, first .*001_mask.png")
     root = sdd(tmp_path / "c" / "raw")
-    save(root / "kos02" / "Part3_label.bmp", np.zeros((10, 7), np.uint8))
-    refused("sdd", root, r"Part3_label.bmp has shape \(10, 7\), its image \(10, 6\)")
+    save(root / "kos02" / "Part3_label.bmp", np.zeros((11, 7), np.uint8))
+    refused("sdd", root, r"Part3_label.bmp has shape \(11, 7\), its image \(11, 6\)")
     root = sdd(tmp_path / "d" / "raw")
     (root / "kos01" / "Part1.jpg").unlink()
     refused("sdd", root, "the mask .*Part1_label.bmp has no image")
@@ -397,9 +398,17 @@ def test_files_of_mnist_that_are_none_are_refused(tmp_path):
     refused("mnist", root, "should hold 15680 values")
     path.write_bytes(gzip.compress(struct.pack(">IIII", 0x803, 2**31, 28, 28)))
     refused("mnist", root, "should hold 1683627180032 values")
-    path.write_bytes((root / "train-labels-idx1-ubyte.gz").read_bytes())
-    refused("mnist", root, "is not the file of MNIST that it is called")
+    for other in (
+        (root / "train-labels-idx1-ubyte.gz").read_bytes(),
+        gzip.compress(struct.pack(">I", 0x803)),
+    ):
+        path.write_bytes(other)
+        refused("mnist", root, "is not the file of MNIST that it is called")
     path.write_bytes((root / "t10k-images-idx3-ubyte.gz").read_bytes())
+    refused("mnist", root, "images and labels do not belong together")
+    path.write_bytes(whole)
+    labels = struct.pack(">II", 0x801, 20) + bytes([10] * 20)
+    (root / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
     refused("mnist", root, "images and labels do not belong together")
 
 

@@ -61,7 +61,7 @@ def gains(summary: pd.DataFrame) -> Figure:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(datasets)), datasets)
     ax.invert_yaxis()
-    ax.set_xlabel("AUROC of InCTRL minus that of the best training-free method (95 % interval)")
+    ax.set_xlabel("AUROC: InCTRL minus the best training-free method (95 % interval)")
     ax.legend(frameon=False, loc="best")
     return figure
 

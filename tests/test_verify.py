@@ -100,11 +100,15 @@ def test_unreadable_and_missing_files_are_named(made, tmp_path):
     raw = tmp_path / "raw"
     (raw / "bottle" / "train" / "good" / "000.png").write_bytes(b"half a picture")
     (raw / "cable" / "test" / "good" / "001.png").unlink()
+    (raw / "wood" / "ground_truth" / "scratch" / "001_mask.png").unlink()
     save(raw / "pill" / "ground_truth" / "scratch" / "000_mask.png", np.ones((9, 8), np.uint8))
     save(raw / "pill" / "ground_truth" / "scratch" / "001_mask.png", np.zeros((8, 8), np.uint8))
     report = verify(manifest)
     errors = {what.partition(":")[0]: files for what, files in found(report, "error")}
-    assert errors["1 files are missing"] == ("cable/test/good/001.png",)
+    assert errors["2 files are missing"] == (
+        "cable/test/good/001.png",
+        "wood/ground_truth/scratch/001_mask.png",
+    )
     (unreadable,) = errors["1 images cannot be read"]
     assert unreadable.startswith("bottle/train/good/000.png: ")
     ((what, (mask,)),) = [e for e in found(report, "error") if "masks" in e[0]]
@@ -117,6 +121,8 @@ def test_unreadable_and_missing_files_are_named(made, tmp_path):
 def test_duplicates_are_told_by_what_they_do(made, tmp_path):
     manifest = made("mvtec")
     screw = tmp_path / "raw" / "screw"
+    grid = tmp_path / "raw" / "grid"
+    shutil.copy(grid / "train/good/000.png", grid / "test/scratch/000.png")  # a leak, and anomalous as well
     shutil.copy(screw / "train/good/000.png", screw / "train/good/001.png")  # twice in training
     shutil.copy(screw / "train/good/002.png", screw / "test/good/000.png")  # a leak
     shutil.copy(screw / "test/good/001.png", screw / "test/scratch/000.png")  # normal and anomalous
@@ -126,13 +132,23 @@ def test_duplicates_are_told_by_what_they_do(made, tmp_path):
     report = verify(manifest)
     ((what, files),) = found(report, "error")
     assert "normal and anomalous at once" in what
-    assert files == ("screw/test/good/001.png = screw/test/scratch/000.png",)
+    assert files == (
+        "grid/test/scratch/000.png = grid/train/good/000.png",
+        "screw/test/good/001.png = screw/test/scratch/000.png",
+    )
     ((what, files),) = found(report, "warning")
     assert "in training and test" in what and "AUROC too high" in what
     assert files == ("screw/test/good/000.png = screw/train/good/002.png",)
     ((what, files),) = found(report, "note")
     assert "more than once in one split" in what
     assert files == ("screw/train/good/000.png = screw/train/good/001.png",)
+
+
+def test_errors_come_first(made, monkeypatch):
+    manifest = made("sdd")
+    counts = {"": Counts(857, 286, 54, True, "stated")}
+    monkeypatch.setitem(CATALOGUE, "sdd", replace(CATALOGUE["sdd"], counts=counts))
+    assert [finding.level for finding in verify(manifest).findings] == ["error", "note"]
 
 
 def test_pieces_of_one_photograph_in_both_splits_are_noted(made):

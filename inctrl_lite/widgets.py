@@ -1,4 +1,4 @@
-"""Explorers: controls over finitely many choices, drawn in advance.
+"""Explorers: controls over finitely many choices, drawn in advance; and what needs a kernel.
 
 Everything an explorer can show is rendered once, and its controls are joined to the pictures inside the
 browser (`jslink`). It therefore works with a kernel and without one: in JupyterLab and on the static site.
@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 from PIL import Image
 
+from inctrl_lite.data.images import FORMATS
+from inctrl_lite.errors import InctrlError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from inctrl_lite.detector import AnomalyDetector, Prediction
 
     Picture = Figure | Image.Image
 
@@ -96,3 +101,61 @@ def png(picture: Picture, dpi: int = 84) -> bytes:
     few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
+
+
+def upload(detector: AnomalyDetector, example: Any, category: str | None = None) -> ipywidgets.VBox:
+    """A button for pictures of one's own; below it score, verdict and residual map of each.
+
+    Until something is uploaded, the example's verdict stands there; without a kernel it stays. An upload is
+    not kept in the widget's state, so that a saved notebook holds no photograph but those on display.
+
+    Args:
+        detector: with normal prompts (`fit`); its threshold is read anew for every upload.
+        example: the picture to begin with, as `predict` takes it.
+        category: which fitted category; may be left out when there is one.
+
+    Returns:
+        A widget: display it as the last expression of a cell.
+
+    Raises:
+        InctrlError: category not fitted, or an example that cannot be read.
+    """
+    button = ipywidgets.FileUpload(
+        accept="image/*", multiple=True, description="Choose pictures", layout={"width": "auto"}
+    )
+    note = "An example, until you choose pictures of your own (which needs a running kernel)."
+    first = frame(*_verdict(next(detector.stream([("the example", example)], category))))
+    shown = ipywidgets.VBox([ipywidgets.HTML(note), first])
+
+    def answer(change: dict[str, Any]) -> None:
+        if files := change["new"]:
+            shown.children = [_answer(detector, category, f["name"], bytes(f["content"])) for f in files]
+            button.value = ()
+
+    button.observe(answer, "value")
+    return ipywidgets.VBox([button, shown])
+
+
+def _answer(detector: AnomalyDetector, category: str | None, name: str, content: bytes) -> ipywidgets.HTML:
+    """What to show for an uploaded file: its verdict, or why there is none."""
+    try:
+        picture = Image.open(BytesIO(content), formats=FORMATS)
+        return frame(*_verdict(next(detector.stream([(name, picture)], category))))
+    except InctrlError as error:
+        reason = str(error)
+    except Exception:  # Pillow's decoders fail in many ways
+        reason = "not an image that can be read: save it as a PNG or JPEG of ordinary size"
+    return ipywidgets.HTML(f'<p role="alert"><b>{html.escape(name)}</b>: {html.escape(reason)}</p>')
+
+
+def _verdict(prediction: Prediction) -> tuple[Figure, str]:
+    """The figure of a prediction, and its verdict in words."""
+    verdict = f"{prediction.name}: score {prediction.score:.3f}"
+    if prediction.is_prompt:
+        verdict += ", which means nothing: the picture is one of the normal prompts"
+    elif prediction.threshold is None:
+        verdict += "; no threshold is set"
+    else:
+        side = "above the threshold" if prediction.is_anomalous else "not above the threshold"
+        verdict += f", {side} {prediction.threshold:.3f}"
+    return prediction.figure(), verdict

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from datetime import UTC, datetime
 from io import BytesIO
 
 import ipywidgets
@@ -10,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from inctrl_lite.widgets import MAX_FRAMES, explorer, frame, png
+from inctrl_lite.detector import AnomalyDetector
+from inctrl_lite.widgets import MAX_FRAMES, explorer, frame, png, upload
 
 
 def square(K: int, kind: str):
@@ -75,3 +77,77 @@ def test_pictures_are_small_and_keep_their_looks():
         np.asarray(Image.open(BytesIO(png(Image.fromarray(grey)))).convert("RGB")).tolist() == grey.tolist()
     )
     assert 'alt="a caption"' in frame(figure, "a caption").value
+
+
+# --- uploads -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector() -> AnomalyDetector:
+    rng = np.random.default_rng(0)
+    normals = [rng.integers(100, 156, (64, 64, 3), np.uint8) for _ in range(3)]
+    return AnomalyDetector.from_pretrained("tiny", device="cpu").fit(normals, category="noise")
+
+
+@pytest.fixture
+def box(detector) -> ipywidgets.VBox:
+    return upload(detector, Image.new("RGB", (64, 64), "red"))
+
+
+def as_png(array: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def send(box: ipywidgets.VBox, **files: bytes) -> list[str]:
+    """What the box shows after an upload, as the browser would make it."""
+    box.children[0].value = tuple(
+        {"name": f"{name}.png", "type": "image/png", "size": len(content), "content": memoryview(content)}
+        | {"last_modified": datetime.now(UTC)}
+        for name, content in files.items()
+    )
+    return [html.value for html in box.children[1].children]
+
+
+def test_an_example_stands_there_before_the_first_upload(box, detector):
+    note, example = (html.value for html in box.children[1].children)
+    score = detector.predict(Image.new("RGB", (64, 64), "red"))[0].score
+    assert "running kernel" in note
+    assert f"the example: score {score:.3f}" in example and "data:image/png;base64," in example
+
+
+def test_uploaded_pictures_get_a_verdict_each(box, detector):
+    black, grey = np.zeros((48, 80, 3), np.uint8), np.full((64, 64), 128, np.uint8)
+    answers = send(box, first=as_png(black), second=as_png(grey))
+    for name, array, answer in zip(("first", "second"), (black, grey), answers, strict=True):
+        prediction = detector.predict(array)[0]
+        side = "above" if prediction.is_anomalous else "not above"
+        assert f"{name}.png: score {prediction.score:.3f}, {side} the threshold" in answer
+    assert box.children[0].value == ()  # nothing of it is saved with the notebook
+    assert len(send(box, third=as_png(black))) == 1
+
+
+def test_the_verdict_follows_the_threshold(box, detector, monkeypatch):
+    for threshold, words in ((0.0, ", above the threshold 0.000"), (1.0, ", not above the"), (None, "; no ")):
+        monkeypatch.setattr(detector.categories["noise"], "threshold", threshold)
+        assert words in send(box, x=as_png(np.zeros((32, 32, 3), np.uint8)))[0]
+
+
+def test_a_normal_prompt_is_recognised(detector):
+    picture = np.random.default_rng(0).integers(100, 156, (64, 64, 3), np.uint8)
+    assert "means nothing" in send(upload(detector, picture), x=as_png(picture))[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not an image that can be read"),
+        (b"<b>hello</b>", "not an image that can be read"),
+        (as_png(np.random.default_rng(1).integers(0, 255, (64, 64, 3), np.uint8))[:3000], "cut short"),
+    ],
+)
+def test_a_broken_file_gives_a_message_and_the_next_one_works(box, content, words):
+    broken, fine = send(box, **{"<i>": content}, fine=as_png(np.zeros((32, 32, 3), np.uint8)))
+    assert words in broken and "<b>&lt;i&gt;.png</b>" in broken and "hello" not in broken
+    assert "fine.png: score" in fine

@@ -113,7 +113,7 @@ class FeatureStore:
         ) as bar:
             for start in range(0, len(missing), batch_size):
                 batch = missing[start : start + batch_size]
-                self._write(batch, encode_items(self.backbone, batch))
+                self._write(batch, self._compute(batch))
                 bar.update(len(batch))
 
     def load(self, items: Sequence[Item]) -> ImageFeatures:
@@ -124,6 +124,11 @@ class FeatureStore:
         Raises:
             InctrlError: an image cannot be read, or the folder cannot be written (named).
         """
+        cls, patches = self._read(items).tensor_split([self.backbone.embed_dim], dim=1)
+        return ImageFeatures(cls, patches.unflatten(1, self._shape))
+
+    def _read(self, items: Sequence[Item]) -> Tensor:
+        """Rows of numbers, as `_compute` made them."""
         self.encode(items, progress=False)
         size = self._numbers * self.dtype.itemsize
         rows = np.empty((len(items), size + CHECKSUM), np.uint8)
@@ -135,17 +140,21 @@ class FeatureStore:
             warnings.warn(
                 f"damaged features of {item.name} ({self.path(item)}): encoding again", stacklevel=2
             )
-            self._write([item], encode_items(self.backbone, [item]))
+            self._write([item], self._compute([item]))
             if not _read_row(self.path(item), row):
                 raise InctrlError(
                     f"{self.path(item)} is damaged again as soon as it is written: check the disk"
                 )
-        numbers = torch.from_numpy(rows)[:, :size].to(self.backbone.device).view(self.dtype).to(torch.float32)
-        cls, patches = numbers.tensor_split([self.backbone.embed_dim], dim=1)
-        return ImageFeatures(cls, patches.unflatten(1, self._shape))
+        stored = torch.from_numpy(rows)[:, :size].to(self.backbone.device)
+        return stored.view(self.dtype).to(torch.float32)
 
-    def _write(self, items: Sequence[Item], features: ImageFeatures) -> None:
-        numbers = torch.cat([features.cls, features.patches.flatten(1)], dim=1).to(self.dtype).cpu()
+    def _compute(self, items: Sequence[Item]) -> Tensor:
+        """What is stored of images, one row of numbers each."""
+        features = encode_items(self.backbone, items)
+        return torch.cat([features.cls, features.patches.flatten(1)], dim=1)
+
+    def _write(self, items: Sequence[Item], numbers: Tensor) -> None:
+        numbers = numbers.to(self.dtype).cpu()
         finite = numbers.isfinite().all(1).tolist()
         for item, row, good in zip(items, numbers, finite, strict=True):
             if not good:

@@ -15,7 +15,8 @@ from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.baselines.nearest import AnomalyDINO, ClassNearest, PatchMax
 from inctrl_lite.baselines.patchcore import PatchCore, local_tokens
 from inctrl_lite.baselines.subspace import SubspaceAD
-from inctrl_lite.baselines.winclip import residual_map, window_embeddings, window_indices
+from inctrl_lite.baselines.winclip import residual_map
+from inctrl_lite.baselines.windows import WindowStore, window_embeddings, window_indices, window_residuals
 from inctrl_lite.data.category import Item
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.model import InCTRL, NormalPrompt
@@ -66,6 +67,28 @@ def test_a_normal_image_itself_scores_lowest(method, real):
     anomalous = Images([i for i in category.test if i.label], normals.backbone)
     mine = fitted.score(normals.take([0])).scores.item()
     assert mine <= fitted.score(anomalous).scores.min().item() + 1e-6
+
+
+@pytest.mark.parametrize("method", TRAINING_FREE, ids=lambda m: m.name)
+def test_a_draw_from_a_pool_scores_as_those_images_alone(method, real):
+    pool, queries, category = real
+    for rows in ([0, 2], [3]):
+        drawn = method().fit(pool.take(rows), category.name).score(queries)
+        alone = Images([pool.items[i] for i in rows], pool.backbone)
+        fresh = Images(queries.items, pool.backbone)
+        expected = method().fit(alone, category.name).score(fresh)
+        torch.testing.assert_close(drawn.scores, expected.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_windows_on_disk_are_those_computed(real, tmp_path):
+    pool, _, _ = real
+    store = FeatureStore(pool.backbone, tmp_path)
+    for _ in range(2):  # computed, then read
+        stored = WindowStore(store).load(pool.items)
+        assert stored.keys() == pool.windows.keys()
+        for side, values in stored.items():
+            torch.testing.assert_close(values, pool.windows[side], atol=2e-3, rtol=2e-3)
+    assert len(list(tmp_path.rglob("*-windows/*"))) == len(pool) and not store.folder.exists()
 
 
 def test_class_nearest_is_half_of_one_minus_the_best_cosine(given):
@@ -186,7 +209,8 @@ def test_winclip_equals_the_public_one():
     words = torch.cat(words)
     np.testing.assert_allclose(words, golden["f32/text_prob"], atol=1e-5)
     for k in (1, 2, 4, 8):
-        maps = residual_map(windows, {s: v[:k].flatten(0, 1) for s, v in normal.items()}, (15, 15))
+        residuals = {s: torch.stack(window_residuals(windows[s], normal[s][:k])).amin(0) for s in windows}
+        maps = residual_map(residuals, (15, 15))
         np.testing.assert_allclose(maps, golden[f"f32/K{k}/map"].reshape(4, -1), atol=1e-5)
         np.testing.assert_allclose((maps.amax(1) + words) / 2, golden[f"f32/K{k}/final"], atol=1e-5)
 

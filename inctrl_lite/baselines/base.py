@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -12,15 +12,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inctrl_lite.backbone import Backbone, ImageFeatures
+from inctrl_lite.baselines.windows import WindowStore, window_embeddings, window_residuals
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
 from inctrl_lite.features import FeatureStore, encode_items
-from inctrl_lite.residual import patch_residual_map
+from inctrl_lite.model import prompt_spread
+from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.residual import layer_residual_maps
 
 
 @dataclass(eq=False)
 class Images:
     """Images with what the methods ask about them, each computed once however many methods ask.
+
+    Comparisons with normal images are made for each normal image by itself and reduced afterwards, so that
+    all K and all draws from one pool share them.
 
     Attributes:
         items: the images.
@@ -31,7 +37,9 @@ class Images:
     items: Sequence[Item]
     backbone: Backbone
     store: FeatureStore | None = None
-    _compared: tuple[Images, Tensor] | None = field(default=None, init=False, repr=False)
+    _texts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _compared: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _pool: Images | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -39,6 +47,11 @@ class Images:
     def take(self, rows: Sequence[int]) -> Images:
         """Some of the images, without computing anything again."""
         return _Taken([self.items[i] for i in rows], self.backbone, self.store, self, list(rows))
+
+    @property
+    def origin(self) -> tuple[Images, Sequence[int]]:
+        """The images that these were taken from, and which of them they are."""
+        return self, range(len(self))
 
     @cached_property
     def features(self) -> ImageFeatures:
@@ -48,16 +61,44 @@ class Images:
     @cached_property
     def spread(self) -> Float[Tensor, " 2"]:
         """How much these images' patches differ among each other (`model.prompt_spread`)."""
-        from inctrl_lite.model import prompt_spread
-
         return prompt_spread(self.features.patches)
 
+    def text(self, category: str) -> Float[Tensor, "2 D"]:
+        """Text prototypes of a category."""
+        if category not in self._texts:
+            self._texts[category] = text_prototypes(self.backbone, category)
+        return self._texts[category]
+
+    def layer_residuals(self, normals: Images) -> Float[Tensor, "B L N"]:
+        """Residual maps of each block against the nearest patch of the normal images."""
+        return self._nearest(
+            normals,
+            "patches",
+            lambda pool: [
+                layer_residual_maps(self.features.patches, one[None]) for one in pool.features.patches
+            ],
+        )
+
     def residual_maps(self, normals: Images) -> Float[Tensor, "B N"]:
-        """InCTRL's patch residual maps against normal images; the last answer is kept for the next method."""
-        if self._compared is None or self._compared[0] is not normals:
-            maps = patch_residual_map(self.features.patches, normals.features.patches)
-            self._compared = (normals, maps)
-        return self._compared[1]
+        """InCTRL's patch residual maps against normal images."""
+        return self.layer_residuals(normals).mean(1)
+
+    def window_residuals(self, normals: Images, side: int) -> Float[Tensor, "B W"]:
+        """Residual of each window of side x side patches to the nearest window of the normal images."""
+        return self._nearest(
+            normals,
+            f"windows {side}",
+            lambda pool: window_residuals(self.windows[side], pool.windows[side]),
+        )
+
+    def _nearest(self, normals: Images, what: str, compare: Callable[[Images], Sequence[Tensor]]) -> Tensor:
+        """Smallest residual over the normal images; `compare` gives one for each image of their pool."""
+        pool, rows = normals.origin
+        if self._pool is not pool:
+            self._pool, self._compared = pool, {}
+        if what not in self._compared:
+            self._compared[what] = torch.stack(list(compare(pool)))  # [P, B, ...]
+        return self._compared[what][list(rows)].amin(0)
 
     @cached_property
     def prepared(self) -> Float[Tensor, "B 3 H W"]:
@@ -66,9 +107,9 @@ class Images:
 
     @cached_property
     def windows(self) -> dict[int, Tensor]:
-        """WinCLIP's window embeddings (see `winclip.window_embeddings`)."""
-        from inctrl_lite.baselines.winclip import window_embeddings
-
+        """WinCLIP's window embeddings (see `windows.window_embeddings`)."""
+        if self.store:
+            return WindowStore(self.store).load(self.items)
         parts = [
             window_embeddings(self.backbone, batch.to(self.backbone.device))
             for batch in self.prepared.split(16)
@@ -82,6 +123,13 @@ class _Taken(Images):
 
     whole: Images | None = None
     rows: Sequence[int] = ()
+
+    @property
+    def origin(self) -> tuple[Images, Sequence[int]]:
+        return self.whole, self.rows
+
+    def text(self, category: str) -> Tensor:
+        return self.whole.text(category)
 
     @cached_property
     def features(self) -> ImageFeatures:

@@ -28,6 +28,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "InCTRL: text + image": ("text", "image"),
     "InCTRL: patch only": ("patch",),
     "InCTRL: image only": ("image",),
+    "InCTRL: text only": ("text",),
 }
 
 
@@ -43,7 +44,7 @@ class InCTRLMethod:
     @torch.no_grad()
     def fit(self, normals: Images, category: str) -> InCTRLMethod:
         self.normals, self.spread = normals, normals.spread
-        self.text = text_prototypes(normals.backbone, category)
+        self.text = normals.text(category)
         return self
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inctrl_lite.baselines.base import Answer, Images, top_mean
-from inctrl_lite.residual import layer_residual_maps
 
 
 class ClassNearest:
@@ -73,9 +72,9 @@ class AnomalyDINO:
     training_free = True
 
     def fit(self, normals: Images, category: str) -> AnomalyDINO:
-        self.normal = normals.features.patches[:, -1:]
+        self.normals = normals
         return self
 
     def score(self, queries: Images) -> Answer:
-        maps = 2 * layer_residual_maps(queries.features.patches[:, -1:], self.normal)[:, 0]
+        maps = 2 * queries.layer_residuals(self.normals)[:, -1]
         return Answer(top_mean(maps), maps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inctrl_lite.baselines.base import Answer, Images
-from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import text_cosines, text_score
 
 
@@ -15,7 +14,7 @@ class TextOnly:
     training_free = True
 
     def fit(self, normals: Images, category: str) -> TextOnly:
-        self.text = text_prototypes(normals.backbone, category)
+        self.text = normals.text(category)
         return self
 
     def score(self, queries: Images) -> Answer:

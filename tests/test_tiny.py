@@ -13,7 +13,7 @@ from inctrl_lite.prompts import ANOMALOUS_STATES
 from inctrl_lite.tiny import corpus, pretrain
 from inctrl_lite.tiny.pretrain import CompactVocabulary, Pretraining, Recipe
 
-SMALL = Recipe(triplets=24, held_out=4, crop_steps=2, crop_batch=3, whole_steps=2, whole_batch=2)
+SMALL = Recipe(triplets=24, held_out=4, crop_steps=2, crop_batch=3, whole_steps=2, whole_batch=2, kin_steps=2)
 
 
 # --- corpus ------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         terms = straight.step()
     assert np.isfinite(terms["loss"])
 
-    for stop in (1, 3, 4):  # in the first phase, in the second, at the end
+    for stop in (1, 3, 5, 6):  # in each phase and at the end
         run = Pretraining(tmp_path / "b", SMALL)
         while run.step_number < stop:
             run.step()
@@ -169,8 +169,18 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         Pretraining(tmp_path / "b", replace(SMALL, seed=1))
 
 
+def test_the_last_phase_draws_two_families_a_batch(tmp_path):
+    run = Pretraining(tmp_path, SMALL)
+    *_, kin = SMALL.phases
+    for seed in range(5):
+        index = run.draw(kin._replace(batch=7), torch.Generator().manual_seed(seed))
+        assert index.max() < SMALL.triplets - SMALL.held_out
+        first, second = run.families[index[:4]], run.families[index[4:]]
+        assert len(index) == 7 and len(first.unique()) == 1 and len(second.unique()) == 1
+
+
 def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
-    run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1))
+    run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1, kin_steps=0))
     run.step(), run.step()
     run.clip.eval()
     sentences = ["a photo of a damaged red disc.", "a flawless object"]

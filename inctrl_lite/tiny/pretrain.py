@@ -1,7 +1,8 @@
 """Pretrain the tiny CLIP from nothing: `python -m inctrl_lite.tiny.pretrain --out runs/tiny`.
 
-Draws the corpus once, trains on small crops first and on whole pictures then, and exports an open_clip
-folder. Killed at any moment, the same command goes on from the last checkpoint, to the same weights.
+Draws the corpus once; trains on small crops first, then on whole pictures, at last on whole pictures of two
+families a batch; exports an open_clip folder. Killed at any moment, the same command goes on from the last
+checkpoint, to the same weights.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +49,9 @@ class Recipe:
         triplets: size of the corpus; the last `held_out` are for watching only.
         crop_steps, crop_size, crop_batch: first phase, on crops (pixels a side; triplets a step).
         whole_steps, whole_batch: second phase, on whole pictures.
-        learning_rate: peak of the first phase; the second has half of it.
+        kin_steps: third phase: whole pictures, each half of a batch from one family, so that a thing has
+            rivals that look like it.
+        learning_rate: peak of the first phase; the others have half of it.
         seed: of corpus, weights and batches.
     """
 
@@ -58,8 +62,29 @@ class Recipe:
     crop_batch: int = 24
     whole_steps: int = 1600
     whole_batch: int = 8
+    kin_steps: int = 3000
     learning_rate: float = 1e-3
     seed: int = 0
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """In order."""
+        half = self.learning_rate / 2
+        return (
+            Phase("crops", self.crop_steps, self.crop_size, self.crop_batch, self.learning_rate),
+            Phase("whole", self.whole_steps, SIZE, self.whole_batch, half),
+            Phase("kin", self.kin_steps, SIZE, self.whole_batch, half),
+        )
+
+
+class Phase(NamedTuple):
+    """A stretch of a run: `steps` steps on `batch` triplets of `size` pixels a side."""
+
+    name: str
+    steps: int
+    size: int
+    batch: int
+    learning_rate: float
 
 
 # --- the corpus on disk ------------------------------------------------------------------------------
@@ -424,15 +449,22 @@ class Pretraining:
 
     @property
     def total_steps(self) -> int:
-        return self.recipe.crop_steps + self.recipe.whole_steps
+        return sum(phase.steps for phase in self.recipe.phases)
 
     @property
-    def cropping(self) -> bool:
-        return self.step_number < self.recipe.crop_steps
+    def place(self) -> tuple[Phase, int]:
+        """The phase that the step number lies in, and the steps done of it."""
+        done = self.step_number
+        for phase in self.recipe.phases:
+            if done < phase.steps:
+                return phase, done
+            done -= phase.steps
+        last = [phase for phase in self.recipe.phases if phase.steps][-1]
+        return last, last.steps
 
     def _enter_phase(self, state: dict[str, Tensor] | None) -> None:
         """Model and optimiser of the phase that the step number says."""
-        size = self.recipe.crop_size if self.cropping else SIZE
+        size = self.place[0].size
         self.clip = build(size, len(self.vocabulary))
         if state is not None:
             self.clip.load_state_dict(resize_positions(state, size))
@@ -445,13 +477,21 @@ class Pretraining:
 
     def learning_rate(self) -> float:
         """Warm-up and cosine, once in each phase."""
-        r = self.recipe
-        done, steps, peak = (
-            (self.step_number, r.crop_steps, r.learning_rate)
-            if self.cropping
-            else (self.step_number - r.crop_steps, r.whole_steps, r.learning_rate / 2)
-        )
-        return peak * min(1, (done + 1) / 60) * (0.02 + 0.98 * (1 + math.cos(math.pi * done / steps)) / 2)
+        phase, done = self.place
+        cosine = (1 + math.cos(math.pi * done / phase.steps)) / 2
+        return phase.learning_rate * min(1, (done + 1) / 60) * (0.02 + 0.98 * cosine)
+
+    def draw(self, phase: Phase, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Numbers of a step's triplets: any of them, or in the last phase those of two families."""
+        seen = self.recipe.triplets - self.recipe.held_out
+        if phase.name != "kin":
+            return torch.randint(seen, (phase.batch,), generator=generator)
+        half = -(-phase.batch // 2)
+        kin = []
+        for founder in torch.randint(seen, (2,), generator=generator):
+            members = (self.families[:seen] == self.families[founder]).nonzero()[:, 0]
+            kin.append(members[torch.randint(len(members), (half,), generator=generator)])
+        return torch.cat(kin)[: phase.batch]
 
     def batch(self, index: Tensor, size: int, generator: torch.Generator):
         """Triplets as the objective takes them; the two normal pictures change places half the time."""
@@ -479,15 +519,15 @@ class Pretraining:
         """One update; what happens depends on seed and step number alone."""
         r = self.recipe
         generator = torch.Generator().manual_seed(r.seed * 1_000_003 + self.step_number)
-        size, n = (r.crop_size, r.crop_batch) if self.cropping else (SIZE, r.whole_batch)
-        index = torch.randint(r.triplets - r.held_out, (n,), generator=generator)
+        phase, _ = self.place
+        index = self.draw(phase, generator)
         rate = self.learning_rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # the plain attention kernel: twice as fast as the fused one on a CPU for 37 tokens
-        kernel = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" and self.cropping else nullcontext()
+        kernel = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" and phase.size < SIZE else nullcontext()
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16), kernel:
-            loss, terms = self.objective(self.clip, *self.batch(index, size, generator))
+            loss, terms = self.objective(self.clip, *self.batch(index, phase.size, generator))
         if not torch.isfinite(loss):
             raise InctrlError(
                 f"the loss is {loss.item()} at step {self.step_number}: lower the learning rate"
@@ -497,7 +537,7 @@ class Pretraining:
         nn.utils.clip_grad_norm_([*self.clip.parameters(), *self.objective.parameters()], 1.0)
         self.optimiser.step()
         self.step_number += 1
-        if self.step_number == r.crop_steps and r.whole_steps:
+        if self.place[0] != phase:
             self._enter_phase(self.clip.state_dict())
         return {"loss": loss.item(), "rate": rate} | {name: value.item() for name, value in terms.items()}
 
@@ -505,7 +545,7 @@ class Pretraining:
     def watch(self) -> dict[str, float]:
         """Pair accuracies on the held-out triplets."""
         r = self.recipe
-        size = r.crop_size if self.cropping else SIZE
+        size = self.place[0].size
         self.clip.eval()
         found = []
         for start in range(r.triplets - r.held_out, r.triplets, 20):

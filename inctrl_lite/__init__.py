@@ -1,10 +1,12 @@
 """Learn and use generalist anomaly detection: InCTRL, from a handful of normal images.
 
-from inctrl_lite import AnomalyDetector
+Three calls::
 
-detector = AnomalyDetector.from_pretrained("tiny")
-detector.fit(normals, category="bottle")
-predictions = detector.predict(images)
+    from inctrl_lite import AnomalyDetector
+
+    detector = AnomalyDetector.from_pretrained("tiny")
+    detector.fit(normals, category="bottle")
+    predictions = detector.predict(images)
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """For whoever has a handful of good photos and wants to know which others look wrong.
 
-detector = AnomalyDetector.from_pretrained("tiny")
-detector.fit("photos/good", category="bottle")
-for prediction in detector.predict("photos/new"):
-    print(prediction.name, prediction.score)
+Three calls::
+
+    detector = AnomalyDetector.from_pretrained("tiny")
+    detector.fit("photos/good", category="bottle")
+    for prediction in detector.predict("photos/new"):
+        print(prediction.name, prediction.score)
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ class NormalPrompt(NamedTuple):
     """The K normal images of a category, encoded: one support set [K, ...] or one per query [B, K, ...].
 
     Attributes:
-        cls: class embeddings [*b, K, D].
-        patches: patch tokens [*b, K, L, N, C].
-        spread: mean and deviation [*b, 2] of the prompts' leave-one-out residual maps: how much normal
+        cls: class embeddings [..., K, D].
+        patches: patch tokens [..., K, L, N, C].
+        spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
             images of this category differ from each other.
     """
 

@@ -91,7 +91,7 @@ def score_folder(
     Args:
         normals: folder of normal images; `shots` of them are drawn with `seed`.
         queries: an image or a folder; labels are read from MVTec-style sub-folders where there are any.
-        out: folder for scores.csv, scores.json, heatmaps/*.png and report.html.
+        out: folder for scores.csv, scores.json, report.html and a folder of heat maps.
         model: name for `AnomalyDetector.from_pretrained`, or a detector.
         threshold: score above which an image is called anomalous; None: leave-one-out over the prompts.
 

@@ -38,7 +38,7 @@ class Exercise:
             axis shows.
         mistakes: hint -> what somebody who makes this mistake would write.
         library: what the notebook goes on with if nothing was attempted; None: the solution.
-        run: how to use an answer that is no plain function (a class): (answer, *arguments) -> result.
+        run: how to use an answer that is no plain function (a class), given the answer and the arguments.
         tolerance: largest absolute difference that counts as equal.
     """
 

@@ -1,9 +1,11 @@
 """Image folders: MVTec's layout, which most anomaly data sets share, and plain heaps of photos.
 
-root/category/train/good/*.png                        normal images
-root/category/test/good/*.png                         normal images to test on
-root/category/test/scratch/*.png                      anomalous images, by kind of defect
-root/category/ground_truth/scratch/*_mask.png         where the defect is (optional)
+MVTec's layout::
+
+    root/category/train/good/*.png                        normal images
+    root/category/test/good/*.png                         normal images to test on
+    root/category/test/scratch/*.png                      anomalous images, by kind of defect
+    root/category/ground_truth/scratch/*_mask.png         where the defect is (optional)
 """
 
 from __future__ import annotations

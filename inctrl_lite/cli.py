@@ -308,6 +308,7 @@ def info(json: Json = False) -> None:
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
+    """What `inctrl-lite` does before any command."""
     if version:
         print(__version__)
         raise typer.Exit()

@@ -112,11 +112,13 @@ def wave(t: Array) -> Array:
 
 
 def weave(x: Array, y: Array, f: float) -> Array:
+    """Threads that go over and under each other."""
     over_under = np.sign(np.sin(1.5 * f * x) * np.sin(1.5 * f * y))
     return 0.5 + 0.25 * (np.sin(3 * f * x) + over_under * np.sin(3 * f * y))
 
 
 def brick(x: Array, y: Array, f: float) -> Array:
+    """Rows of bricks, every other row shifted by half."""
     row = np.floor(y * f * 0.55)
     u, v = np.mod(x * f * 0.28 + 0.5 * (row % 2), 1), np.mod(y * f * 0.55, 1)
     mortar = np.minimum(np.minimum(u, 1 - u) * 2, np.minimum(v, 1 - v)) - 0.1
@@ -124,6 +126,7 @@ def brick(x: Array, y: Array, f: float) -> Array:
 
 
 def dots(x: Array, y: Array, f: float) -> Array:
+    """Discs on a grid."""
     u, v = np.mod(x * f * 0.4, 1) - 0.5, np.mod(y * f * 0.4, 1) - 0.5
     return cover(np.hypot(u, v) - 0.25, 0.08)
 

@@ -623,6 +623,7 @@ def pretrain(
 
 
 def main() -> None:
+    """Pretrain from the command line: every field of `Recipe` is an option."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -44,9 +44,9 @@ class NormalPrompt(NamedTuple):
             images of this category differ from each other.
     """
 
-    cls: Float[Tensor, "*b K D"]
-    patches: Float[Tensor, "*b K L N C"]
-    spread: Float[Tensor, "*b 2"]
+    cls: Float[Tensor, "... K D"]
+    patches: Float[Tensor, "... K L N C"]
+    spread: Float[Tensor, "... 2"]
 
     @classmethod
     def of(cls, features: ImageFeatures) -> NormalPrompt:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -78,6 +78,56 @@ def _control(name: str, options: list[Any]) -> ipywidgets.Widget:
         style={"description_width": "initial"},
         layout=ipywidgets.Layout(min_width="16em", margin="0 1.5em 0 0"),
     )
+
+
+def live_training(run: Iterator[Mapping[str, float]], steps: int = 40, redraws: int = 4) -> ipywidgets.VBox:
+    """The loss of a training, and a button that trains on.
+
+    The first `steps` are taken at once: a page without a kernel shows these.
+
+    Args:
+        run: takes one training step each time it is asked for the next record, which has a "loss".
+        steps: how many a press takes.
+        redraws: how often the picture is renewed meanwhile.
+    """
+    losses: list[float] = []
+    picture = ipywidgets.HTML()
+    label = f"{steps} more steps (needs a running kernel)"
+    button = ipywidgets.Button(description=label, layout={"width": "auto"})
+    chunk = -(-steps // redraws)
+
+    def train(_: ipywidgets.Button | None = None) -> None:
+        button.disabled, goal, ended = True, len(losses) + steps, False
+        try:
+            while len(losses) < goal and not ended:
+                asked = min(chunk, goal - len(losses))
+                new = [float(record["loss"]) for record in islice(run, asked)]
+                losses.extend(new)
+                picture.value = frame(*_loss_curve(losses)).value
+                ended = len(new) < asked
+        finally:  # a step that fails must not leave a dead button behind
+            button.disabled = ended
+            if ended:
+                button.description = "finished"
+
+    button.on_click(train)
+    train()
+    return ipywidgets.VBox([ipywidgets.HBox([button]), picture])
+
+
+def _loss_curve(losses: Sequence[float], window: int = 10) -> tuple[Figure, str]:
+    """Every step's loss and the mean of the last `window`."""
+    from matplotlib.figure import Figure
+
+    recent = [sum(losses[max(0, i - window) : i]) / min(i, window) for i in range(1, len(losses) + 1)]
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(1, len(losses) + 1), losses, color="0.75", lw=1, label="each step")
+    axes.plot(range(1, len(losses) + 1), recent, lw=2, label=f"mean of the last {window}")
+    axes.set(xlabel="steps", ylabel="loss", ylim=(0, None))
+    axes.legend(frameon=False)
+    caption = f"After {len(losses)} steps: mean loss of the last {min(window, len(losses))}"
+    return figure, f"{caption} {recent[-1]:.3f}." if recent else "No step yet."
 
 
 def frame(picture: Picture, caption: str) -> ipywidgets.HTML:

@@ -4,6 +4,7 @@ import base64
 import re
 from datetime import UTC, datetime
 from io import BytesIO
+from itertools import count
 
 import ipywidgets
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from inctrl_lite.detector import AnomalyDetector
-from inctrl_lite.widgets import MAX_FRAMES, explorer, frame, png, upload
+from inctrl_lite.widgets import MAX_FRAMES, explorer, frame, live_training, png, upload
 
 
 def square(K: int, kind: str):
@@ -151,3 +152,40 @@ def test_a_broken_file_gives_a_message_and_the_next_one_works(box, content, word
     broken, fine = send(box, **{"<i>": content}, fine=as_png(np.zeros((32, 32, 3), np.uint8)))
     assert words in broken and "<b>&lt;i&gt;.png</b>" in broken and "hello" not in broken
     assert "fine.png: score" in fine
+
+
+def parts(box: ipywidgets.VBox):
+    controls, shown = box.children
+    return controls.children, shown
+
+
+def test_a_press_trains_on():
+    taken = []
+
+    def run():
+        for step in count():
+            taken.append(step)
+            yield {"loss": 1 / (1 + step)}
+
+    (button,), shown = parts(live_training(run(), steps=5, redraws=2))
+    assert taken == [0, 1, 2, 3, 4]  # a still for pages without a kernel, and no step more
+    first = shown.value
+    assert "After 5 steps" in first and picture(shown).size[0] > 300
+    button.click()
+    assert len(taken) == 10 and "After 10 steps" in shown.value and shown.value != first
+    assert f"{sum(1 / n for n in range(1, 11)) / 10:.3f}" in shown.value
+    assert not button.disabled
+
+
+def test_a_training_that_ends_or_fails():
+    (button,), shown = parts(live_training(iter([{"loss": 0.5}] * 7), steps=5))
+    button.click()
+    assert "After 7 steps" in shown.value
+    assert button.disabled and button.description == "finished"
+    (button,), shown = parts(live_training(iter([]), steps=5))
+    assert "No step yet" in shown.value and button.disabled
+
+    losses = iter([{"loss": 0.5}] * 5 + [{}])
+    (button,), shown = parts(live_training(losses, steps=5))
+    button.click()  # ipywidgets logs what a callback raises
+    assert "After 5 steps" in shown.value and not button.disabled

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inctrl_lite.errors import InctrlError
 
 TINY = "tiny"
+TIMM = "timm:"
 TINY_FOLDER = Path(__file__).parent / "tiny" / "weights"
 PAPER = ("ViT-B-16-plus-240", "laion400m_e32")
 
@@ -62,10 +63,13 @@ def default_taps(depth: int) -> tuple[int, ...]:
 class Backbone(nn.Module):
     """A frozen open_clip model: images and sentences in, features out. Always in eval mode.
 
-    Use `Backbone.load`. Attributes: `name`, `pretrained`, `taps` (blocks counted from 1), `embed_dim` D,
-    `width` C, `grid` (rows, columns of patches), `num_patches` N, `transform` (PIL image -> tensor
-    [3, H, W], the one that the weights were trained with), `tokenizer`.
+    Use `Backbone.load`. Attributes: `has_words` (whether there is a text tower), `name`, `pretrained`,
+    `taps` (blocks counted from 1), `embed_dim` D, `width` C, `grid` (rows, columns of patches),
+    `num_patches` N, `transform` (PIL image -> tensor [3, H, W], the one that the weights were trained
+    with), `tokenizer`.
     """
+
+    has_words = True
 
     def __init__(
         self,
@@ -120,9 +124,16 @@ class Backbone(nn.Module):
             taps: blocks to take patch tokens from, counted from 1; None: `default_taps`.
             device: where to put it.
 
+        A name "timm:MODEL", such as "timm:vit_small_patch14_dinov2.lvd142m", loads an image tower without
+        words (`timm_backbone.TimmBackbone`), for the methods that only compare patches.
+
         Raises:
             InctrlError: unknown name or tag, missing or unfit file, no network, not a Vision Transformer.
         """
+        if name.startswith(TIMM):
+            from inctrl_lite.timm_backbone import TimmBackbone
+
+            return TimmBackbone.load(name, pretrained, taps=taps, device=device)
         import open_clip
 
         location = f"local-dir:{TINY_FOLDER}" if name == TINY else name
@@ -147,7 +158,12 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.clip.visual.conv1.weight.device
+        return next(self.parameters()).device
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower: all that image features depend on."""
+        return self.clip.visual
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen: stays in eval mode, also when the module around it is set to train."""

@@ -23,14 +23,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from inctrl_lite.backbone import PAPER, Backbone
-from inctrl_lite.baselines import MISSING, TRAINING_FREE, Images, Method
+from inctrl_lite.baselines import MISSING, NEED_WORDS, TRAINING_FREE, Answer, Images, Method
 from inctrl_lite.baselines.coop import CoOp
-from inctrl_lite.baselines.inctrl import ABLATIONS, InCTRLMethod, tabulate_episodes, train_on_table
+from inctrl_lite.baselines.inctrl import ABLATIONS, InCTRLMethod, load_table, train_on_table
+from inctrl_lite.benchmark_report import write_tables
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_prompts
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import load_dataset
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, load_world
+from inctrl_lite.device import Team, join_team
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.features import FeatureStore
@@ -39,10 +41,11 @@ from inctrl_lite.metrics import image_metrics, pixel_metrics
 from inctrl_lite.model import InCTRL
 from inctrl_lite.viz import upsample_to_image, visible_box
 
-RESAMPLES, LEVEL = 1000, 0.95
 HEADS = 3  # InCTRL is trained from this many seeds; prompt seed s is scored by head s mod HEADS
 FREE = [method.name for method in TRAINING_FREE]
 TRAINED = ["CoOp", *ABLATIONS]
+COST = "cost.csv"
+CHUNK = 256  # test images in memory at once
 
 
 @dataclass(frozen=True)
@@ -144,12 +147,14 @@ def run_benchmark(
 ) -> Run:
     """Run all methods on all cells that are not there yet, then write the tables.
 
+    Several processes (see `device.join_team`) share the categories; the first one writes the tables.
+
     Args:
         protocol: `embedded()`, `real(folder)` or `paper(folder)`.
         out: folder; this run gets a sub-folder of its own.
         shots: values of K.
         seeds: prompt draws.
-        device: where the backbone runs.
+        device: where the backbone runs; each of several processes gets one of its own.
         backbone: what to look with; None: the paper's for the paper's protocol, else the embedded one.
         progress: show a progress bar.
 
@@ -157,8 +162,10 @@ def run_benchmark(
         The run; `failed` names cells that could not be computed, all others are finished.
     """
     check_writable(out)
-    backbone = backbone or Backbone.load(*(PAPER if protocol.name == "paper" else ()), device=device)
+    team = join_team(device)
+    backbone = backbone or Backbone.load(*(PAPER if protocol.name == "paper" else ()), device=team.device)
     store = FeatureStore(backbone)
+    free = [method for method in TRAINING_FREE if backbone.has_words or method not in NEED_WORDS]
     settings = {
         "protocol": protocol.name,
         "head": protocol.head,
@@ -168,7 +175,7 @@ def run_benchmark(
         "seeds": seeds,
         "backbone": backbone.name,
         "features": store.fingerprint,
-        "methods": [*FREE, *TRAINED],
+        "methods": [m.name for m in free] + (TRAINED if backbone.has_words else []),
     }
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = Path(out) / f"{protocol.name}-{digest}"
@@ -178,16 +185,45 @@ def run_benchmark(
     )
     failed = []
     work = list(_work(protocol, shots, seeds, folder, failed))
-    trained: list[list[Method]] = []
-    if any(not path.exists() for _, cells in work for path, *_ in cells):
-        trained = train_methods(protocol, backbone, store, min(HEADS, seeds), progress)
-    bar = tqdm(work, desc=protocol.name, unit="category", disable=not progress)
+    work = [(c, [cell for cell in cells if not cell[0].exists()]) for c, cells in work]
+    work = [(category, cells) for category, cells in work if cells]
+    trained: list[list[Method]] = [[]]
+    if work and backbone.has_words:
+        trained = train_methods(protocol, backbone, store, min(HEADS, seeds), team, progress)
+    if work and team.is_main and not (folder / COST).exists():
+        table = measure_cost([*free, *trained[0]], work[0][0], backbone, max(shots))
+        write_text(folder / COST, table.to_csv(index=False))
+    mine = work[team.rank :: team.size]
+    bar = tqdm(mine, desc=protocol.name, unit="category", disable=not (progress and team.is_main))
     for category, cells in bar:
         bar.set_postfix_str(f"{category.dataset}/{category.name}")
-        missing = [cell for cell in cells if not cell[0].exists()]
-        if missing:
-            _run_category(category, missing, trained, backbone, store)
-    return summarise(folder, failed)
+        methods = {seed: [*free, *trained[seed % len(trained)]] for _, _, seed in cells}
+        _run_category(category, cells, methods, backbone, store)
+    team.wait()
+    return summarise(folder, failed, write=team.is_main)
+
+
+def measure_cost(
+    methods: Sequence[Method | type[Method]], category: Category, backbone: Backbone, shots: int
+) -> pd.DataFrame:
+    """Milliseconds for each of (at most) 32 images, encoding included, when the prompt is known.
+
+    InCTRL's ablations are left out: they cost what it costs.
+    """
+    prompt, items = draw_prompts(category, min(shots, len(category.train)), 0), category.test[:32]
+    normals, rows = Images(prompt, backbone), []
+    for kind in methods:
+        if kind.name in ABLATIONS and kind.name != "InCTRL":
+            continue
+        method = kind() if isinstance(kind, type) else kind
+        _score(
+            method, normals, Images(items[:2], backbone), category
+        )  # what is computed once is computed now
+        found, _ = _score(method, normals, Images(items, backbone), category)
+        if "error" not in found:
+            milliseconds = round(1000 * found["seconds"] / len(items), 3)
+            rows.append({"method": method.name, "milliseconds": milliseconds})
+    return pd.DataFrame(rows)
 
 
 def _work(
@@ -222,12 +258,23 @@ def _plain(name: str) -> str:
 
 
 def train_methods(
-    protocol: Protocol, backbone: Backbone, store: FeatureStore, heads: int, progress: bool = True
+    protocol: Protocol,
+    backbone: Backbone,
+    store: FeatureStore,
+    heads: int,
+    team: Team | None = None,
+    progress: bool = True,
 ) -> list[list[Method]]:
-    """CoOp, InCTRL and its ablations, trained on the auxiliary set: one list for each head seed."""
+    """CoOp, InCTRL and its ablations, trained on the auxiliary set: one list for each head seed.
+
+    Every process of a team trains all of them (seconds), after they have shared the encoding (minutes).
+    """
     categories = protocol.auxiliary()
-    store.encode([i for c in categories for i in (*c.train, *c.test)], progress=progress)
-    table = tabulate_episodes(categories, backbone, store, batches=protocol.batches, progress=progress)
+    items = [item for c in categories for item in (*c.train, *c.test)]
+    store.encode(items[team.rank :: team.size] if team else items, progress=progress)
+    if team:
+        team.wait()
+    table = load_table(categories, backbone, store, batches=protocol.batches, progress=progress)
     trained = []
     for seed in range(heads):
         methods: list[Method] = [CoOp.train(categories, backbone, store, seed=seed)]
@@ -245,58 +292,81 @@ def train_methods(
 def _run_category(
     category: Category,
     cells: list[tuple[Path, int, int]],
-    trained: list[list[Method]],
+    methods: dict[int, list[Method | type[Method]]],
     backbone: Backbone,
     store: FeatureStore,
 ) -> None:
-    """Compute and write some cells of a category; images are encoded once for all of them."""
+    """Compute and write some cells of a category; `methods` are those of each seed.
+
+    Images are encoded and compared once for all cells, `CHUNK` test images at a time.
+    """
     draws = {(k, seed): draw_prompts(category, k, seed) for _, k, seed in cells}
     drawn = list({item: None for prompt in draws.values() for item in prompt})
     row = {item: i for i, item in enumerate(drawn)}
-    pool, queries = Images(drawn, backbone, store), Images(category.test, backbone, store)
+    pool = Images(drawn, backbone, store)
+    found: dict[Path, dict[str, list[dict]]] = {path: {} for path, _, _ in cells}
+    maps: dict[Path, list[torch.Tensor]] = {path: [] for path, _, _ in cells}
+    for start in range(0, len(category.test), CHUNK):
+        queries = Images(category.test[start : start + CHUNK], backbone, store)
+        for path, k, seed in cells:
+            normals = pool.take([row[item] for item in draws[k, seed]])
+            for kind in methods[seed]:
+                method = kind() if isinstance(kind, type) else kind
+                part, answer = _score(method, normals, queries, category)
+                found[path].setdefault(method.name, []).append(part)
+                if method.name == "InCTRL" and answer:
+                    maps[path].append(answer.maps)
     for path, k, seed in cells:
-        prompt = draws[k, seed]
-        normals = pool.take([row[item] for item in prompt])
-        found = {}
-        for method in [*(make() for make in TRAINING_FREE), *trained[seed % len(trained)]]:
-            found[method.name] = _score(method, normals, queries, category)
+        joined = {name: _join(parts) for name, parts in found[path].items()}
+        if maps[path] and "error" not in joined["InCTRL"]:
+            joined["InCTRL"] |= _pixels(torch.cat(maps[path]), category.test, backbone.grid)
         record = {
             "dataset": category.dataset,
             "category": category.name,
             "domain": category.domain,
             "shots": k,
             "seed": seed,
-            "prompts": [item.name for item in prompt],
+            "prompts": [item.name for item in draws[k, seed]],
             "labels": [item.label for item in category.test],
-            "methods": found,
+            "methods": joined,
         }
         write_text(path, json.dumps(record) + "\n")
 
 
+def _join(parts: list[dict]) -> dict:
+    """One method's chunks as one; the first error counts."""
+    for part in parts:
+        if "error" in part:
+            return part
+    return {
+        "scores": [score for part in parts for score in part["scores"]],
+        "seconds": round(sum(part["seconds"] for part in parts), 4),
+    }
+
+
 @torch.no_grad()
-def _score(method: Method, normals: Images, queries: Images, category: Category) -> dict:
-    """A method's scores of a category, or the error it met."""
+def _score(
+    method: Method, normals: Images, queries: Images, category: Category
+) -> tuple[dict, Answer | None]:
+    """A method's scores of some images, or the error it met."""
     began = time.perf_counter()
     try:
         answer = method.fit(normals, category.name).score(queries)
         if not answer.scores.isfinite().all():
             raise InctrlError("scores are not finite")
-        found = {"scores": [round(s, 7) for s in answer.scores.double().tolist()]}
-        found["seconds"] = round(time.perf_counter() - began, 4)
-        if method.name == "InCTRL":
-            found |= _pixels(answer.maps, queries)
-        return found
+        scores = [round(s, 7) for s in answer.scores.double().tolist()]
+        return {"scores": scores, "seconds": time.perf_counter() - began}, answer
     except Exception as error:  # a method that fails must not take the others along
-        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=3)}
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=3)}, None
 
 
-def _pixels(maps: torch.Tensor, queries: Images) -> dict[str, float]:
+def _pixels(maps: torch.Tensor, items: Sequence[Item], grid: tuple[int, int]) -> dict[str, float]:
     """Pixel AUROC and AUPRO of residual maps against the masks, where every anomalous image has one."""
-    if any(item.label == 1 and item.mask is None for item in queries.items):
+    if any(item.label == 1 and item.mask is None for item in items):
         return {}
-    grid, side = queries.backbone.grid, 60  # pixels a side: enough for patches of 1/15
+    side = 60  # pixels a side: enough for patches of 1/15
     large, masks = [], []
-    for item, values in zip(queries.items, maps, strict=True):
+    for item, values in zip(items, maps, strict=True):
         large.append(upsample_to_image(values.reshape(grid).cpu().numpy(), (side, side)))
         mask = np.zeros((side, side), bool) if item.mask is None else _central(item, side)
         masks.append(mask)
@@ -310,11 +380,11 @@ def _central(item: Item, side: int) -> np.ndarray:
     return np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX)) > 127
 
 
-# --- tables ------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------
 
 
-def summarise(folder: Path, failed: list[str] | None = None) -> Run:
-    """Read the finished cells of a run and write cells.csv, summary.csv and summary.md."""
+def summarise(folder: Path, failed: list[str] | None = None, write: bool = True) -> Run:
+    """Read the finished cells of a run and write its tables and figures (`benchmark_report`)."""
     records = [json.loads(path.read_text()) for path in sorted((folder / "cells").rglob("*.json"))]
     failed = list(failed or [])
     rows = []
@@ -325,86 +395,12 @@ def summarise(folder: Path, failed: list[str] | None = None) -> Run:
                 failed.append(f"{place['dataset']}/{place['category']}, {name}: {found['error']}")
                 continue
             extra = {k: found[k] for k in ("pixel_auroc", "aupro", "seconds") if k in found}
-            rows.append(place | {"method": name} | image_metrics(record["labels"], found["scores"]) | extra)
+            images = {"images": len(record["labels"])}
+            rows.append(
+                place | {"method": name} | image_metrics(record["labels"], found["scores"]) | extra | images
+            )
     cells = pd.DataFrame(rows)
-    if len(cells):
-        summary = _summary(cells, records)
-        write_text(folder / "cells.csv", cells.to_csv(index=False, float_format="%.5f"))
-        write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.4f"))
-        write_text(folder / "summary.md", markdown(summary))
+    if len(cells) and write:
+        cost = pd.read_csv(folder / COST) if (folder / COST).exists() else None
+        write_tables(folder, cells, records, FREE, cost)
     return Run(folder, cells, failed)
-
-
-def _summary(cells: pd.DataFrame, records: list[dict]) -> pd.DataFrame:
-    """One row per data set, K and method: means over categories, deviations over seeds, intervals."""
-    by_seed = cells.groupby(["dataset", "shots", "method", "seed"], sort=False)[
-        ["auroc", "ap", "f1_max"]
-    ].mean()
-    groups = by_seed.groupby(["dataset", "shots", "method"], sort=False)
-    table = groups.mean().join(groups.std().add_suffix("_std")).reset_index()
-    extra = []
-    for (dataset, k), part in table.groupby(["dataset", "shots"], sort=False):
-        mine = [r for r in records if (r["dataset"], r["shots"]) == (dataset, k)]
-        resampled = resample(mine)
-        free = part[part["method"].isin(FREE)]
-        best = free.loc[free["auroc"].idxmax(), "method"] if len(free) else None
-        for method, values in resampled.items():
-            low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            row = {"dataset": dataset, "shots": k, "method": method, "low": low, "high": high}
-            if best is not None and method not in FREE:
-                gap = values - resampled[best]
-                row |= {"rival": best, "gain": gap.mean()}
-                row["gain_low"], row["gain_high"] = np.quantile(gap, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            extra.append(row)
-    return table.merge(pd.DataFrame(extra), on=["dataset", "shots", "method"])
-
-
-def resample(records: list[dict], seed: int = 0) -> dict[str, np.ndarray]:
-    """Bootstrap of the mean AUROC over the cells of one data set and K: `RESAMPLES` values a method.
-
-    Images are drawn again within each class of each category, the same ones for all methods and prompt
-    seeds, so that differences of methods are paired.
-    """
-    rng = np.random.default_rng(seed)
-    weights, total, counts = {}, {}, {}
-    for record in records:
-        labels = np.array(record["labels"])
-        if record["category"] not in weights:
-            sizes = [int((labels == label).sum()) for label in (0, 1)]
-            weights[record["category"]] = [
-                rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n for n in sizes
-            ]
-        normal, anomalous = weights[record["category"]]
-        for name, found in record["methods"].items():
-            if "error" in found:
-                continue
-            s = np.array(found["scores"])
-            pairs = np.subtract.outer(s[labels == 0], s[labels == 1])
-            right = (pairs < 0) + 0.5 * (pairs == 0)
-            values = ((normal @ right) * anomalous).sum(1)
-            total[name] = total.get(name, 0) + values
-            counts[name] = counts.get(name, 0) + 1
-    return {name: values / counts[name] for name, values in total.items()}
-
-
-def markdown(summary: pd.DataFrame) -> str:
-    """The summary as tables, one a K: AUROC (mean ± deviation over prompt seeds) by method and data set."""
-    datasets = list(summary["dataset"].unique())
-    lines = []
-    for k, part in summary.groupby("shots", sort=True):
-        lines += [f"K = {k}", "", "| AUROC | " + " | ".join(datasets) + " | mean |"]
-        lines.append("|---|" + "---|" * (len(datasets) + 1))
-        for method, rows in part.groupby("method", sort=False):
-            rows = rows.set_index("dataset")
-            cells = [
-                f"{rows.auroc[d]:.3f} ± {rows.auroc_std[d]:.3f}" if d in rows.index else "-" for d in datasets
-            ]
-            lines.append(f"| {method} | " + " | ".join(cells) + f" | {rows.auroc.mean():.3f} |")
-        lines += ["", f"InCTRL minus the best training-free method, K = {k} ({LEVEL:.0%} interval):", ""]
-        lines += ["| data set | rival | difference | verdict |", "|---|---|---|---|"]
-        for row in part[part["method"] == "InCTRL"].itertuples():
-            verdict = "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "not shown"
-            interval = f"{row.gain_low:+.3f} to {row.gain_high:+.3f}"
-            lines.append(f"| {row.dataset} | {row.rival} | {row.gain:+.3f} ({interval}) | {verdict} |")
-        lines.append("")
-    return "\n".join(lines)

@@ -234,29 +234,40 @@ def benchmark(
     seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws.")] = 3,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets in MVTec layout.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/benchmark"),
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Another backbone; timm:vit_small_patch14_dinov2.lvd142m for the patch methods."),
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Weights tag or file of --backbone.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """InCTRL, its ablations and ten other methods on the same features and prompts, with intervals.
 
-    Killed and started again, it goes on where it was. Exit code 1 if any cell failed.
+    Killed and started again, it goes on where it was. Exit code 1 if any cell failed. On several GPUs:
+    accelerate launch -m inctrl_lite benchmark ...
     """
     from inctrl_lite import benchmark as b
-    from inctrl_lite.device import pick_device
+    from inctrl_lite.backbone import Backbone
+    from inctrl_lite.device import join_team
 
     if protocol not in ("embedded", "real", "paper"):
         raise typer.BadParameter(f"{protocol!r}: choose embedded, real or paper", param_hint="--protocol")
     if protocol != "embedded" and data is None:
         raise typer.BadParameter(f"the {protocol} protocol needs a folder of data sets", param_hint="--data")
     chosen = b.embedded() if protocol == "embedded" else {"real": b.real, "paper": b.paper}[protocol](data)
+    team = join_team(device)
     run = b.run_benchmark(
         chosen,
         out,
         shots=sorted({*(shots or (2, 4, 8)), *(more or ())}),
         seeds=seeds,
-        device=pick_device(device),
+        device=device,
+        backbone=Backbone.load(backbone, pretrained, device=team.device) if backbone else None,
         progress=not quiet,
     )
+    if not team.is_main:
+        return
     if len(run.cells):
         print((run.folder / "summary.md").read_text(encoding="utf-8"))
     print(f"results: {run.folder}")

@@ -206,7 +206,7 @@ def backbone_fingerprint(backbone: Backbone) -> str:
 
     The transform is known by what it does to a test picture.
     """
-    visual = backbone.clip.visual
+    visual = backbone.visual
     settings = [backbone.taps, *(f"{type(m).__name__} {_plain_settings(m)}" for m in visual.modules())]
     ramp = np.add.outer(np.arange(97) * 5, np.arange(131) * 3)
     picture = Image.fromarray(np.stack([ramp, ramp * 2, ramp * 7], axis=-1).astype(np.uint8))

@@ -20,6 +20,8 @@ from inctrl_lite.files import write_text
 from inctrl_lite.viz import MAP_COLOURS, MAP_LABEL, overlay
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from inctrl_lite.detector import Prediction
 
 THUMBNAIL = 160  # pixels, the longer side
@@ -50,12 +52,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text, a table, cards, in this order."""
+    """A heading with text, a table, cards, a figure, in this order."""
 
     title: str
     text: str = ""
     table: Table | None = None
     cards: Sequence[Card] = field(default_factory=tuple)
+    figure: Figure | None = None
 
 
 def prediction_card(
@@ -75,7 +78,8 @@ def prediction_card(
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Write the report; the file appears whole or not at all."""
     body = "\n".join(_section(section) for section in sections)
-    return write_text(path, _PAGE.format(title=escape(title), lead=escape(lead), body=body, legend=_legend()))
+    legend = _legend() if any(section.cards for section in sections) else ""
+    return write_text(path, _PAGE.format(title=escape(title), lead=escape(lead), body=body, legend=legend))
 
 
 def _section(section: Section) -> str:
@@ -86,6 +90,8 @@ def _section(section: Section) -> str:
         parts.append(_table(section.table))
     if section.cards:
         parts.append('<div class="cards">' + "".join(map(_card, section.cards)) + "</div>")
+    if section.figure is not None:
+        parts.append(_plot(section.figure, section.title))
     return "".join(parts) + "</section>"
 
 
@@ -123,6 +129,13 @@ def _picture(image: Image.Image, alternative: str) -> str:
     return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alternative)}" width="{small.width}" height="{small.height}">'
 
 
+def _plot(figure: Figure, alternative: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="plot" src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
+
+
 def _legend() -> str:
     """The colour scale, as an image and its label."""
     import matplotlib
@@ -153,6 +166,7 @@ p {{ max-width: 46rem; margin: .4rem 0; }}
 .lead, .legend {{ color: var(--soft); }}
 .legend img {{ vertical-align: middle; border-radius: 3px; margin-right: .4rem; }}
 .scroll {{ overflow-x: auto; }}
+.plot {{ max-width: 100%; background: #ffffff; border-radius: 8px; }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
 th {{ color: var(--soft); font-weight: 600; }}

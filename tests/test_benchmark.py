@@ -3,14 +3,19 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import draw_category
 from typer.testing import CliRunner
 
-from inctrl_lite import benchmark
-from inctrl_lite.benchmark import Protocol, resample, run_benchmark
+from inctrl_lite import benchmark, benchmark_report
+from inctrl_lite.benchmark import Protocol, run_benchmark
+from inctrl_lite.benchmark_report import MEAN, resample
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.metrics import aupro, auroc, pixel_metrics
+
+
+FIGURES = benchmark_report.figures
 
 
 @pytest.fixture
@@ -22,7 +27,8 @@ def protocol(small_categories):
 @pytest.fixture
 def run(protocol, small_backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("INCTRL_LITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(benchmark, "RESAMPLES", 50)
+    monkeypatch.setattr(benchmark_report, "RESAMPLES", 50)
+    monkeypatch.setattr(benchmark_report, "figures", lambda *_: {})  # seconds each time
 
     def run(protocol=protocol, **kwargs):
         settings = {"shots": (2,), "seeds": 2, "progress": False} | kwargs
@@ -31,14 +37,23 @@ def run(protocol, small_backbone, tmp_path, monkeypatch):
     return run
 
 
-def test_all_methods_on_all_cells(run):
+def test_all_methods_on_all_cells(run, monkeypatch):
+    monkeypatch.setattr(benchmark_report, "figures", FIGURES)
     result = run()
     methods = {*benchmark.FREE, *benchmark.TRAINED}
     assert set(result.cells["method"]) == methods and not result.failed
     assert len(result.cells) == len(methods) * 2 * 2  # data sets, seeds
     assert result.cells[["auroc", "ap", "f1_max"]].stack().between(0, 1).all()
-    for name in ("cells.csv", "summary.csv", "summary.md", "run.json"):
+    names = ["cells.csv", "summary.csv", "summary.md", "run.json", "report.html", "cost.csv"]
+    names += [
+        f"figures/{f}.png"
+        for f in ("by_dataset", "heatmap", "categories", "prompts", "ranks", "gains", "cost")
+    ]
+    for name in names:
         assert (result.folder / name).stat().st_size
+    summary = pd.read_csv(result.folder / "summary.csv")
+    mine = summary[summary["method"] == "patch max"].set_index("dataset")["auroc"]
+    assert mine[MEAN] == pytest.approx((mine["one"] + mine["two"]) / 2, abs=1e-3)
     assert "RegAD" in json.loads((result.folder / "run.json").read_text())["missing"]
 
 

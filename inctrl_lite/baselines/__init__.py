@@ -21,10 +21,13 @@ TRAINING_FREE: tuple[type[Method], ...] = (
     WinCLIP,
 )
 
+# What a backbone without a text tower cannot run.
+NEED_WORDS: tuple[type[Method], ...] = (TextOnly, WinCLIP)
+
 # Named in the paper's tables, and not here.
 MISSING = {
     "RegAD": "trains a registration network of its own on ResNet features of the auxiliary set; it does not "
     "stand on the shared frozen features and would need a package of its own size"
 }
 
-__all__ = ["MISSING", "TRAINING_FREE", "Answer", "Images", "Method"]
+__all__ = ["MISSING", "NEED_WORDS", "TRAINING_FREE", "Answer", "Images", "Method"]

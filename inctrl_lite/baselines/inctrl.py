@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inctrl_lite import __version__
 from inctrl_lite.backbone import Backbone
 from inctrl_lite.baselines.base import Answer, Images
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.features import FeatureStore
+from inctrl_lite.files import write_whole
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import TERMS, InCTRL
 from inctrl_lite.prompts import text_prototypes
@@ -100,6 +105,27 @@ def tabulate_episodes(
         cosines = text_cosines(query.cls, text)
         parts.append((maps, prompt.spread, cosines, query.cls, prompt.cls, labels))
     return EpisodeTable(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def load_table(
+    categories: Sequence[Category],
+    backbone: Backbone,
+    store: FeatureStore,
+    batches: int,
+    progress: bool = True,
+) -> EpisodeTable:
+    """`tabulate_episodes`, kept on disk beside the features: it costs minutes."""
+    images = [[store.path(item).name for item in (*c.train, *c.test)] for c in categories]
+    names = [c.name for c in categories]
+    facts = [store.folder.name, store.fingerprint, names, images, batches, BATCH, __version__]
+    digest = blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+    path = store.root / "episodes" / f"{digest}.safetensors"
+    if not path.exists():
+        table = tabulate_episodes(categories, backbone, store, batches=batches, progress=progress)
+        columns = {name: column.cpu().contiguous() for name, column in table._asdict().items()}
+        write_whole(path, lambda temporary: temporary.write_bytes(save(columns)))
+    columns = load_file(path, device=str(backbone.device))
+    return EpisodeTable(**columns)
 
 
 def train_on_table(

@@ -1,0 +1,452 @@
+"""Tables and figures of a benchmark run: summary.csv, summary.md, report.html, figures/*.png."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from inctrl_lite.files import write_text, write_whole
+from inctrl_lite.report import Section, Table, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESAMPLES, LEVEL = 1000, 0.95
+MEAN = "mean"  # what the tables call the unweighted mean over the data sets
+MINE = "InCTRL"
+NOTE = (
+    "AUROC: mean over the categories of a data set and over prompt draws, ± deviation over prompt draws. "
+    "¹ best, ² second best of a column. InCTRL is trained once, on the auxiliary set alone; all methods see "
+    "the same frozen features and the same normal prompts."
+)
+
+
+def write_tables(
+    folder: Path, cells: pd.DataFrame, records: list[dict], free: Sequence[str], cost: pd.DataFrame | None
+) -> None:
+    """Write everything that is derived from finished cells.
+
+    Args:
+        folder: of the run.
+        cells: one row for each method and cell.
+        records: the cells as they were written, with all scores.
+        free: names of the training-free methods.
+        cost: columns method, milliseconds.
+    """
+    summary = summarise_cells(cells, records, free)
+    write_text(folder / "cells.csv", cells.to_csv(index=False, float_format="%.5f"))
+    write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.4f"))
+    tables = [table for k in sorted(summary["shots"].unique().tolist()) for table in _tables(summary, k)]
+    published = published_table(cells)
+    if published:
+        tables.append(published)
+    write_text(
+        folder / "summary.md", NOTE + "\n\n" + "\n\n".join(_markdown(*table) for table in tables) + "\n"
+    )
+    drawn = figures(summary, cells, cost)
+    for name, (_, figure) in drawn.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        write_whole(folder / "figures" / f"{name}.png", lambda path, b=buffer: path.write_bytes(b.getvalue()))
+    sections = [Section(title, table=table) for title, table in tables]
+    sections += [Section(title, figure=figure) for title, figure in drawn.values()]
+    write_report(folder / "report.html", "Benchmark of generalist anomaly detection", NOTE, sections)
+
+
+# --- numbers -----------------------------------------------------------------------------------------
+
+
+def summarise_cells(cells: pd.DataFrame, records: list[dict], free: Sequence[str]) -> pd.DataFrame:
+    """One row per data set (and their `MEAN`), K and method.
+
+    Columns: auroc, ap, f1_max and their deviations over prompt seeds (`_std`); low, high: interval of the
+    AUROC; for methods that are trained, `rival`: the best training-free method there, and `gain`,
+    gain_low, gain_high: paired difference to it.
+    """
+    measures = ["auroc", "ap", "f1_max"]
+    by_seed = cells.groupby(["dataset", "shots", "method", "seed"], sort=False)[measures].mean()
+    mean = by_seed.groupby(["shots", "method", "seed"], sort=False).mean().reset_index()
+    by_seed = pd.concat([by_seed.reset_index(), mean.assign(dataset=MEAN)])
+    groups = by_seed.groupby(["dataset", "shots", "method"], sort=False)[measures]
+    table = groups.mean().join(groups.std().add_suffix("_std")).reset_index()
+    resampled: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for dataset, k in dict.fromkeys(zip(cells["dataset"], cells["shots"], strict=True)):
+        mine = [r for r in records if (r["dataset"], r["shots"]) == (dataset, k)]
+        resampled[dataset, k] = resample(mine)
+    for k in cells["shots"].unique():
+        parts = [values for (_, shots), values in resampled.items() if shots == k]
+        shared = [name for name in parts[0] if all(name in part for part in parts)]
+        resampled[MEAN, k] = {name: np.mean([part[name] for part in parts], axis=0) for name in shared}
+    extra = []
+    for (dataset, k), part in table.groupby(["dataset", "shots"], sort=False):
+        rivals = part[part["method"].isin(free)]
+        best = rivals.loc[rivals["auroc"].idxmax(), "method"] if len(rivals) else None
+        for method, values in resampled[dataset, k].items():
+            row = {"dataset": dataset, "shots": k, "method": method}
+            row["low"], row["high"] = _interval(values)
+            if best in resampled[dataset, k] and method not in free:
+                gap = values - resampled[dataset, k][best]
+                row |= {"rival": best, "gain": gap.mean()}
+                row["gain_low"], row["gain_high"] = _interval(gap)
+            extra.append(row)
+    columns = ["dataset", "shots", "method", "low", "high", "rival", "gain", "gain_low", "gain_high"]
+    return table.merge(pd.DataFrame(extra, columns=columns), on=["dataset", "shots", "method"])
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def resample(records: list[dict], seed: int = 0) -> dict[str, np.ndarray]:
+    """Bootstrap of the mean AUROC over the cells of one data set and K: `RESAMPLES` values a method.
+
+    Images are drawn again within each class of each category, the same ones for all methods and prompt
+    seeds, so that differences of methods are paired.
+    """
+    rng = np.random.default_rng(seed)
+    weights, total, counts = {}, {}, {}
+    for record in records:
+        labels = np.array(record["labels"])
+        if record["category"] not in weights:
+            sizes = [int((labels == label).sum()) for label in (0, 1)]
+            weights[record["category"]] = [
+                rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n for n in sizes
+            ]
+        normal, anomalous = weights[record["category"]]
+        for name, found in record["methods"].items():
+            if "error" in found:
+                continue
+            s = np.array(found["scores"])
+            pairs = np.subtract.outer(s[labels == 0], s[labels == 1])
+            right = (pairs < 0) + 0.5 * (pairs == 0)
+            values = ((normal @ right) * anomalous).sum(1)
+            total[name] = total.get(name, 0) + values
+            counts[name] = counts.get(name, 0) + 1
+    return {name: values / counts[name] for name, values in total.items()}
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of a difference says."""
+    return "better" if low > 0 else "worse" if high < 0 else "not shown"
+
+
+# --- tables ------------------------------------------------------------------------------------------
+
+
+def _tables(summary: pd.DataFrame, k: int) -> list[tuple[str, Table]]:
+    """AUROC of all methods at one K, and InCTRL's differences."""
+    part = summary[summary["shots"] == k]
+    datasets = [d for d in part["dataset"].unique() if d != MEAN] + [MEAN]
+    wide = part.pivot(index="method", columns="dataset", values="auroc")
+    ranks = wide[~wide.index.str.startswith(f"{MINE}: ")].rank(ascending=False, method="min")
+    spread = part.pivot(index="method", columns="dataset", values="auroc_std")
+    rows = []
+    for method in part["method"].unique():
+        row = [method]
+        for d in datasets:
+            value = wide[d][method] if d in wide else np.nan
+            mark = {1.0: " ¹", 2.0: " ²"}.get(ranks[d].get(method), "")
+            deviation = "" if np.isnan(spread[d][method]) else f" ± {spread[d][method]:.3f}"
+            row.append("-" if np.isnan(value) else f"{value:.3f}{deviation}{mark}")
+        rows.append(row)
+    tables = [(f"AUROC, K = {k}", Table(["method", *datasets], rows))]
+    mine = part[(part["method"] == MINE) & part["rival"].notna()]
+    if len(mine):
+        rows = [
+            [
+                r.dataset,
+                r.rival,
+                f"{r.gain:+.3f}",
+                f"{r.gain_low:+.3f} to {r.gain_high:+.3f}",
+                verdict(r.gain_low, r.gain_high),
+            ]
+            for r in mine.itertuples()
+        ]
+        head = ["data set", "best training-free method", "difference", f"{LEVEL:.0%} interval", "InCTRL is"]
+        tables.append(
+            (f"InCTRL against the best training-free method of each data set, K = {k}", Table(head, rows))
+        )
+    return tables
+
+
+def published_table(cells: pd.DataFrame) -> tuple[str, Table] | None:
+    """Published numbers beside those measured here; None where no paper reports these data sets."""
+    published = pd.read_csv(io.StringIO(files("inctrl_lite").joinpath("published.csv").read_text()))
+    measured = cells.groupby(["dataset", "shots", "method"])["auroc"].mean()
+    rows = []
+    known = {d for d in cells["dataset"].unique() if d in set(published["dataset"])}
+    for row in published[published["dataset"].isin(known)].itertuples():
+        here = measured.get((row.dataset, row.shots, row.method), np.nan)
+        spread = "" if np.isnan(row.deviation) else f" ± {row.deviation:.3f}"
+        found = "-" if np.isnan(here) else f"{here:.3f}"
+        rows.append([row.method, row.dataset, row.shots, found, f"{row.auroc:.3f}{spread}", row.source])
+    head = ["method", "data set", "K", "here", "published", "source"]
+    return (
+        ("Published AUROC (other backbones or full data sets may differ)", Table(head, rows))
+        if rows
+        else None
+    )
+
+
+def _markdown(title: str, table: Table) -> str:
+    lines = [f"### {title}", "", "| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in table.rows])
+
+
+# --- figures -----------------------------------------------------------------------------------------
+
+SHOWN = (
+    MINE,
+    "patch max",
+    "class embedding NN",
+    "PaDiM",
+    "PatchCore",
+    "AnomalyDINO-style",
+    "WinCLIP",
+    "pixel NN",
+)
+MARKERS = "osD^vP<X"
+
+
+def figures(
+    summary: pd.DataFrame, cells: pd.DataFrame, cost: pd.DataFrame | None
+) -> dict[str, tuple[str, Figure]]:
+    """All figures by file name, each with its title."""
+    import seaborn as sns
+
+    with sns.axes_style("whitegrid"):
+        found = {
+            "by_dataset": ("AUROC against K by data set, with 95 % intervals", by_dataset(summary)),
+            "heatmap": ("AUROC by method and data set", heatmap(summary)),
+            "categories": ("AUROC of every category and prompt draw", categories(cells)),
+            "prompts": ("How much the choice of prompts matters", prompts(cells)),
+        }
+        if cells["method"].nunique() > 2:
+            found["ranks"] = ("Mean rank over the categories", ranks(cells))
+        if summary["gain"].notna().any():
+            found["gains"] = ("InCTRL against the best training-free method", gains(summary))
+        if cost is not None and len(cost):
+            found["cost"] = ("Quality and time", quality_and_time(summary, cost))
+    return found
+
+
+def _colours(methods: Sequence[str]) -> dict[str, object]:
+    import seaborn as sns
+
+    others = [m for m in methods if m != MINE]
+    return {MINE: "black"} | dict(zip(others, sns.color_palette("colorblind", len(others)), strict=True))
+
+
+def _figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs
+) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def by_dataset(summary: pd.DataFrame) -> Figure:
+    """A panel for each data set and one for their mean: lines of `SHOWN` methods."""
+    datasets = [d for d in summary["dataset"].unique() if d != MEAN] + [MEAN]
+    columns = min(5, len(datasets))
+    rows = -(-len(datasets) // columns)
+    figure, axes = _figure(2.5 * columns, 2.3 * rows + 0.6, rows, columns, sharey=True)
+    methods = [m for m in SHOWN if m in set(summary["method"])]
+    colours, ks = _colours(methods), sorted(summary["shots"].unique().tolist())
+    for ax, dataset in zip(axes.flat, datasets, strict=False):
+        part = summary[summary["dataset"] == dataset].set_index(["method", "shots"])
+        for i, method in enumerate(methods):
+            line = part.loc[[(method, k) for k in ks if (method, k) in part.index]]
+            at = np.array([k for _, k in line.index]) * 2 ** (0.05 * (i - len(methods) / 2))
+            error = [line["auroc"] - line["low"], line["high"] - line["auroc"]]
+            ax.errorbar(
+                at,
+                line["auroc"],
+                yerr=np.clip(error, 0, None) if method == MINE else None,
+                color=colours[method],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+                linewidth=2 if method == MINE else 1,
+                capsize=2,
+                label=method,
+                zorder=3 if method == MINE else 2,
+            )
+        ax.set_title(dataset, fontsize=9, fontweight="bold" if dataset == MEAN else None)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(ks, [str(k) for k in ks])
+        ax.minorticks_off()
+    for ax in axes.flat[len(datasets) :]:
+        ax.set_axis_off()
+    figure.supxlabel("normal prompts K", fontsize=10)
+    figure.supylabel("AUROC", fontsize=10)
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
+    return figure
+
+
+def heatmap(summary: pd.DataFrame) -> Figure:
+    """Method x data set at the middle K."""
+    import seaborn as sns
+
+    ks = sorted(summary["shots"].unique().tolist())
+    k = ks[len(ks) // 2]
+    part = summary[summary["shots"] == k]
+    wide = part.pivot(index="method", columns="dataset", values="auroc")
+    wide = wide[[d for d in part["dataset"].unique() if d != MEAN] + [MEAN]].sort_values(
+        MEAN, ascending=False
+    )
+    figure, axes = _figure(0.75 * wide.shape[1] + 3.2, 0.36 * len(wide) + 1.6)
+    sns.heatmap(
+        wide,
+        annot=True,
+        fmt=".2f",
+        cmap="cividis",
+        vmin=0.4,
+        vmax=1,
+        ax=axes[0, 0],
+        annot_kws={"size": 8},
+        cbar_kws={"label": f"AUROC at K = {k}"},
+    )
+    axes[0, 0].set(xlabel="", ylabel="")
+    axes[0, 0].tick_params(axis="x", rotation=40)
+    for label in axes[0, 0].get_xticklabels():
+        label.set_ha("right")
+    return figure
+
+
+def categories(cells: pd.DataFrame) -> Figure:
+    """A dot for every category and prompt draw at the middle K, InCTRL and patch max side by side."""
+    import seaborn as sns
+
+    ks = sorted(cells["shots"].unique().tolist())
+    k = ks[len(ks) // 2]
+    shown = [m for m in (MINE, "patch max") if m in set(cells["method"])]
+    part = cells[(cells["shots"] == k) & cells["method"].isin(shown)]
+    figure, axes = _figure(7.5, 0.45 * part["dataset"].nunique() + 1.3)
+    sns.stripplot(
+        part,
+        x="auroc",
+        y="dataset",
+        hue="method",
+        hue_order=shown,
+        palette=_colours(shown),
+        dodge=True,
+        size=3,
+        alpha=0.6,
+        ax=axes[0, 0],
+    )
+    axes[0, 0].axvline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes[0, 0].set(xlabel=f"AUROC at K = {k} (dotted: guessing)", ylabel="")
+    axes[0, 0].legend(frameon=False, title=None)
+    return figure
+
+
+def prompts(cells: pd.DataFrame) -> Figure:
+    """Deviation of the AUROC over prompt draws, a dot for each category."""
+    import seaborn as sns
+
+    shown = [m for m in (MINE, "patch max", "PatchCore", "class embedding NN") if m in set(cells["method"])]
+    part = cells[cells["method"].isin(shown)]
+    spread = part.groupby(["method", "shots", "dataset", "category"])["auroc"].std().reset_index()
+    figure, axes = _figure(7.5, 3.4)
+    sns.stripplot(
+        spread,
+        x="shots",
+        y="auroc",
+        hue="method",
+        hue_order=shown,
+        palette=_colours(shown),
+        dodge=True,
+        size=3.5,
+        alpha=0.7,
+        ax=axes[0, 0],
+    )
+    axes[0, 0].set(xlabel="normal prompts K", ylabel="deviation of AUROC over draws")
+    axes[0, 0].legend(frameon=False, title=None)
+    return figure
+
+
+def ranks(cells: pd.DataFrame) -> Figure:
+    """Mean rank of each method over all categories at the middle K, with Nemenyi's critical difference.
+
+    Two methods whose ranks differ by less are not told apart at the 5 % level (Demsar, JMLR 2006).
+    """
+    from scipy.stats import studentized_range
+
+    ks = sorted(cells["shots"].unique().tolist())
+    k = ks[len(ks) // 2]
+    part = cells[(cells["shots"] == k) & ~cells["method"].str.startswith(f"{MINE}: ")]
+    wide = part.pivot_table(index=["dataset", "category"], columns="method", values="auroc").dropna(axis=1)
+    mean = wide.rank(axis=1, ascending=False).mean().sort_values()
+    m, n = len(mean), len(wide)
+    critical = studentized_range.ppf(0.95, m, np.inf) / np.sqrt(2) * np.sqrt(m * (m + 1) / (6 * n))
+    figure, axes = _figure(7.5, 0.3 * m + 1.3)
+    ax: Axes = axes[0, 0]
+    best = mean.iloc[0]
+    ax.axvspan(best, best + critical, color="0.92", label=f"not told apart from the best ({n} categories)")
+    ax.scatter(
+        mean, range(m), color=["black" if name == MINE else "tab:blue" for name in mean.index], zorder=3
+    )
+    ax.set_yticks(range(m), mean.index)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"mean rank at K = {k} (1 is best)")
+    ax.legend(frameon=False)
+    return figure
+
+
+def gains(summary: pd.DataFrame) -> Figure:
+    """InCTRL minus the best training-free method of each data set, with its interval."""
+    import seaborn as sns
+
+    mine = summary[(summary["method"] == MINE) & summary["gain"].notna()]
+    shots, datasets = sorted(mine["shots"].unique().tolist()), list(mine["dataset"].unique())
+    figure, axes = _figure(7.5, 0.42 * len(datasets) + 1.2)
+    ax = axes[0, 0]
+    for i, (k, colour) in enumerate(zip(shots, sns.color_palette("colorblind"), strict=False)):
+        part = mine[mine["shots"] == k].set_index("dataset").reindex(datasets)
+        place = [n + 0.22 * (i - (len(shots) - 1) / 2) for n in range(len(datasets))]
+        error = [part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]]
+        marker = "osD^v"[i % 5]
+        ax.errorbar(part["gain"], place, xerr=error, fmt=marker, color=colour, markersize=4, label=f"K = {k}")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(datasets)), datasets)
+    ax.invert_yaxis()
+    ax.set_xlabel("AUROC: InCTRL minus the best training-free method there (95 % interval)")
+    ax.legend(frameon=False, loc="best")
+    return figure
+
+
+def quality_and_time(summary: pd.DataFrame, cost: pd.DataFrame) -> Figure:
+    """Mean AUROC against milliseconds an image, encoding included, at the middle K."""
+    ks = sorted(summary["shots"].unique().tolist())
+    k = ks[len(ks) // 2]
+    part = summary[(summary["shots"] == k) & (summary["dataset"] == MEAN)].merge(cost, on="method")
+    figure, axes = _figure(7.5, 4.0)
+    ax = axes[0, 0]
+    ax.scatter(
+        part["milliseconds"],
+        part["auroc"],
+        color=["black" if m == MINE else "tab:blue" for m in part["method"]],
+    )
+    for i, row in enumerate(part.sort_values("auroc").itertuples()):
+        ax.annotate(
+            row.method,
+            (row.milliseconds, row.auroc),
+            xytext=(6, 4 if i % 2 else -9),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    ax.set_xscale("log")
+    ax.margins(x=0.25)
+    ax.set(xlabel="milliseconds an image, encoding included (batch of 32)", ylabel=f"mean AUROC at K = {k}")
+    return figure

@@ -174,8 +174,9 @@ def upload(detector: AnomalyDetector, example: Any, category: str | None = None)
         accept="image/*", multiple=True, description="Choose pictures", layout={"width": "auto"}
     )
     note = "An example, until you choose pictures of your own (which needs a running kernel)."
-    first = frame(*_verdict(next(detector.stream([("the example", example)], category))))
-    shown = ipywidgets.VBox([ipywidgets.HTML(note), first])
+    first = next(detector.stream([("the example", example)], category))
+    category = first.category  # for good: others may be fitted before the next upload
+    shown = ipywidgets.VBox([ipywidgets.HTML(note), frame(*_verdict(first))])
 
     def answer(change: dict[str, Any]) -> None:
         if files := change["new"]:

@@ -1,4 +1,4 @@
-"""Tables and figures of a benchmark run: summary.csv, summary.md, report.html, figures/*.png."""
+"""Tables and figures of a benchmark run: summary.csv, summary.md, report.html and a folder of figures."""
 
 from __future__ import annotations
 

@@ -14,16 +14,21 @@ RESULTS = Path(__file__).parent / "results"
 KEPT = ("run.json", "cells.csv", "summary.csv", "summary.md", "cost.csv")
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    run = Path(sys.argv[1])
-    out = RESULTS / json.loads((run / "run.json").read_text())["settings"]["protocol"]
+def keep(run: Path, out: Path) -> None:
+    """Copy what is worth keeping of a run."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for name in (*KEPT, *(f"figures/{path.name}" for path in sorted((run / "figures").glob("*.png")))):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copy(run / name, out / name)
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    run = Path(sys.argv[1])
+    out = RESULTS / json.loads((run / "run.json").read_text())["settings"]["protocol"]
+    keep(run, out)
     print(f"kept in {out}")
 
 

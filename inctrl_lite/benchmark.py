@@ -38,12 +38,12 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.files import check_writable, write_text
 from inctrl_lite.metrics import image_metrics, pixel_metrics
-from inctrl_lite.model import InCTRL
+from inctrl_lite.model import TERMS, InCTRL
 from inctrl_lite.viz import upsample_to_image, visible_box
 
 HEADS = 3  # InCTRL is trained from this many seeds; prompt seed s is scored by head s mod HEADS
 FREE = [method.name for method in TRAINING_FREE]
-TRAINED = ["CoOp", *ABLATIONS]
+PAPER_HEAD = "InCTRL: paper's head"  # beside the lite one, where that is the protocol's
 COST = "cost.csv"
 CHUNK = 256  # test images in memory at once
 
@@ -175,7 +175,7 @@ def run_benchmark(
         "seeds": seeds,
         "backbone": backbone.name,
         "features": store.fingerprint,
-        "methods": [m.name for m in free] + (TRAINED if backbone.has_words else []),
+        "methods": [m.name for m in free] + (trained_methods(protocol) if backbone.has_words else []),
     }
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = Path(out) / f"{protocol.name}-{digest}"
@@ -213,7 +213,7 @@ def measure_cost(
     prompt, items = draw_prompts(category, min(shots, len(category.train)), 0), category.test[:32]
     normals, rows = Images(prompt, backbone), []
     for kind in methods:
-        if kind.name in ABLATIONS and kind.name != "InCTRL":
+        if kind.name.startswith("InCTRL: "):
             continue
         method = kind() if isinstance(kind, type) else kind
         _score(
@@ -257,6 +257,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
+def trained_methods(protocol: Protocol) -> list[str]:
+    """Names of what `train_methods` trains."""
+    return ["CoOp", *ABLATIONS, *([PAPER_HEAD] if protocol.head != "paper" else [])]
+
+
 def train_methods(
     protocol: Protocol,
     backbone: Backbone,
@@ -278,10 +283,13 @@ def train_methods(
     trained = []
     for seed in range(heads):
         methods: list[Method] = [CoOp.train(categories, backbone, store, seed=seed)]
-        for name, terms in ABLATIONS.items():
+        kinds = [(name, protocol.head, terms) for name, terms in ABLATIONS.items()]
+        if protocol.head != "paper":
+            kinds.append((PAPER_HEAD, "paper", TERMS))
+        for name, head, terms in kinds:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = InCTRL(backbone.embed_dim, backbone.num_patches, protocol.head, terms=terms)
+                model = InCTRL(backbone.embed_dim, backbone.num_patches, head, terms=terms)
             model.to(backbone.device)
             train_on_table(model, table, steps=protocol.steps, seed=seed)
             methods.append(InCTRLMethod(model, name))

@@ -48,7 +48,7 @@ def write_tables(
     if published:
         tables.append(published)
     write_text(
-        folder / "summary.md", NOTE + "\n\n" + "\n\n".join(_markdown(*table) for table in tables) + "\n"
+        folder / "summary.md", NOTE + "\n\n" + "\n\n".join(markdown(*table) for table in tables) + "\n"
     )
     drawn = figures(summary, cells, cost)
     for name, (_, figure) in drawn.items():
@@ -196,7 +196,8 @@ def published_table(cells: pd.DataFrame) -> tuple[str, Table] | None:
     )
 
 
-def _markdown(title: str, table: Table) -> str:
+def markdown(title: str, table: Table) -> str:
+    """A table with its title."""
     lines = [f"### {title}", "", "| " + " | ".join(table.columns) + " |", "|---" * len(table.columns) + "|"]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in table.rows])
 

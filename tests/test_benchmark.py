@@ -14,7 +14,6 @@ from inctrl_lite.benchmark_report import MEAN, resample
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.metrics import aupro, auroc, pixel_metrics
 
-
 FIGURES = benchmark_report.figures
 
 
@@ -37,10 +36,10 @@ def run(protocol, small_backbone, tmp_path, monkeypatch):
     return run
 
 
-def test_all_methods_on_all_cells(run, monkeypatch):
+def test_all_methods_on_all_cells(run, protocol, monkeypatch):
     monkeypatch.setattr(benchmark_report, "figures", FIGURES)
     result = run()
-    methods = {*benchmark.FREE, *benchmark.TRAINED}
+    methods = {*benchmark.FREE, *benchmark.trained_methods(protocol)}
     assert set(result.cells["method"]) == methods and not result.failed
     assert len(result.cells) == len(methods) * 2 * 2  # data sets, seeds
     assert result.cells[["auroc", "ap", "f1_max"]].stack().between(0, 1).all()

@@ -1,0 +1,217 @@
+"""Build the site: python book/build.py (needs `pip install -e ".[book]"`; result in book/_build/html).
+
+The lessons run once, as tests (nbmake), and only those whose text, library or recorded results changed since.
+Then Jupyter Book makes pages of them without running anything; a warning is an error. Pages must stay light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import nbformat
+import yaml
+from myst_nb.core.read import read_myst_markdown_notebook
+from results import results_page
+from vendor import vendor, vendored
+
+BOOK = Path(__file__).resolve().parent
+ROOT = BOOK.parent
+EXECUTED = BOOK / "executed"  # not below _build, which nbmake passes over
+HTML = BOOK / "_build" / "html"
+PAGE_MB, SITE_MB = 2, 60
+
+Notebook = nbformat.NotebookNode
+
+
+def main() -> None:
+    fetch_assets()
+    sources = {path.stem: read(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    execute(sources | {"index": landing()})
+    for name in sources:
+        write_changed(BOOK / "notebooks" / f"{name}.ipynb", dump(with_launch_links(dress(name), name)))
+    for path in (BOOK / "notebooks").glob("*.ipynb"):
+        if path.stem not in sources:
+            path.unlink()
+    write_changed(BOOK / "index.ipynb", dump(dress("index")))
+    write_changed(BOOK / "results.md", results_page(ROOT / "benchmarks" / "results"))
+    make_html()
+    check_sizes()
+    print(f"\nThe site is ready: {HTML / 'index.html'}")
+
+
+def fetch_assets() -> None:
+    """Fetch scripts and fonts where that is possible; otherwise say what the pages will do."""
+    if vendored():
+        return
+    try:
+        vendor()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        print(f"{error}: formulas and explorers of this site will be loaded from CDNs", file=sys.stderr)
+
+
+# --- run the lessons, once -----------------------------------------------------------------------------
+
+
+def read(path: Path) -> Notebook:
+    return nbformat.read(path, as_version=4)
+
+
+def dump(notebook: Notebook) -> str:
+    return nbformat.writes(notebook) + "\n"
+
+
+def landing() -> Notebook:
+    """The landing page, which is written as text, as a notebook."""
+    notebook = read_myst_markdown_notebook((BOOK / "landing.md").read_text(encoding="utf-8"))
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"landing-{number}"
+    return notebook
+
+
+def execute(notebooks: dict[str, Notebook]) -> None:
+    """Run those notebooks whose last good run was of another text, library or set of recorded results."""
+    stamps = EXECUTED / "stamps.json"
+    done = json.loads(stamps.read_text(encoding="utf-8")) if stamps.exists() else {}
+    library = digest(
+        path.read_bytes()
+        for folder in ("inctrl_lite", "benchmarks/results")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    for name, notebook in notebooks.items():
+        path, stamp = EXECUTED / f"{name}.ipynb", digest([dump(notebook).encode(), library.encode()])
+        if done.get(name) == stamp and path.exists():
+            continue
+        write_changed(path, dump(notebook))
+        command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite", str(path)]
+        options = ["--nbmake-kernel=python3", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
+        subprocess.run(command + options, cwd=ROOT, env=own_environment(), check=True)
+        done[name] = stamp
+        stamps.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def own_environment() -> dict[str, str]:
+    """Kernels of this Python, not of another that the machine may have."""
+    return {k: v for k, v in os.environ.items() if k != "JUPYTER_PATH"} | {"JUPYTER_PREFER_ENV_PATH": "1"}
+
+
+def write_changed(path: Path, text: str) -> None:
+    """Write a file only if that changes it."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+# --- from a lesson to a page ---------------------------------------------------------------------------
+
+
+def dress(name: str) -> Notebook:
+    """An executed notebook with alternative texts of pictures, and stills of explorers for no JavaScript."""
+    notebook = read(EXECUTED / f"{name}.ipynb")
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
+        if cell.cell_type != "code":
+            continue
+        cell.metadata["mystnb"] = {"image": {"alt": caption(following)}}
+        for i, output in reversed(list(enumerate(cell.outputs))):
+            view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json")
+            if view and (picture := still(widgets["state"], view["model_id"])):
+                data = {"text/html": f"<noscript>{picture}</noscript>"}
+                cell.outputs.insert(i + 1, nbformat.v4.new_output("display_data", data))
+    return notebook
+
+
+def caption(following: Notebook | None) -> str:
+    """What the lesson says below a picture: a paragraph in italics."""
+    text = following.source if following is not None and following.cell_type == "markdown" else ""
+    found = re.match(r"\*(?!\*)(.+?)\*(?:\n\n|\s*$)", text, flags=re.S)
+    return re.sub(r"[*$`\s]+", " ", found[1]) if found else "What the code above shows."
+
+
+def still(state: dict, model: str) -> str:
+    """The picture that a widget shows at first, as HTML; empty if it shows none."""
+    widget = state[model]["state"]
+    if "<figure" in str(widget.get("value", "")):
+        return widget["value"]
+    children = [child.removeprefix("IPY_MODEL_") for child in widget.get("children", ())]
+    if widget.get("_model_name") == "StackModel":
+        children = [children[widget["selected_index"]]]
+    return next(filter(None, (still(state, child) for child in children)), "")
+
+
+def repository() -> str:
+    """The address of the sources, as pyproject.toml gives it."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+
+
+def launch_links(path: str) -> dict[str, str]:
+    """Where a file of the repository can be run or read: label -> address."""
+    name = repository().removeprefix("https://github.com/")
+    return {
+        "Colab": f"https://colab.research.google.com/github/{name}/blob/main/{path}",
+        "Binder": f"https://mybinder.org/v2/gh/{name}/main?urlpath=lab/tree/{path}",
+        "GitHub": f"{repository()}/blob/main/{path}",
+    }
+
+
+def with_launch_links(notebook: Notebook, name: str) -> Notebook:
+    """A line below the title."""
+    links = " · ".join(f"[{k}]({v})" for k, v in launch_links(f"notebooks/{name}.ipynb").items())
+    title, _, rest = notebook.cells[0].source.partition("\n")
+    install = f"`%pip install git+{repository()}`"
+    line = f"```{{div}} launch\nOpen in {links} (on Colab, run {install} first)\n```"
+    notebook.cells[0].source = f"{title}\n\n{line}\n{rest}"
+    return notebook
+
+
+# --- the site ------------------------------------------------------------------------------------------
+
+
+def make_html() -> None:
+    """Run Jupyter Book on everything: warnings of pages that have not changed would else be forgotten."""
+    config = BOOK / "_config.yml"
+    if not vendored():
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+        sphinx = settings["sphinx"]["config"]
+        del sphinx["mathjax_path"], sphinx["nb_ipywidgets_js"]
+        sphinx["html_js_files"] = [file for file in sphinx["html_js_files"] if "vendored" not in file[0]]
+        config = BOOK / "_build" / "config-cdn.yml"
+        write_changed(config, yaml.safe_dump(settings))
+    start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(BOOK)]
+    options = ["--config", str(config), "--all", "-W", "--keep-going", "-q"]
+    subprocess.run(start + options, cwd=ROOT, env=own_environment(), check=True)
+
+
+def check_sizes() -> None:
+    """No page above 2 MB with its own pictures, and the whole site below 60 MB."""
+    for page in sorted(HTML.rglob("*.html")):
+        weight = page_weight(page)
+        if weight > PAGE_MB * 1e6:
+            sys.exit(f"{page.relative_to(HTML)} weighs {weight / 1e6:.2f} MB; {PAGE_MB} MB are allowed")
+    total = sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file())
+    print(f"site: {total / 1e6:.1f} MB")
+    if total > SITE_MB * 1e6:
+        sys.exit(f"{SITE_MB} MB are allowed")
+
+
+def page_weight(page: Path) -> int:
+    """Bytes of a page and of the pictures that only belong to pages, not to the theme."""
+    html = page.read_text(encoding="utf-8")
+    pictures = set(re.findall(r'src="([^":?]*_images/[^"?]+)"', html))
+    return page.stat().st_size + sum((page.parent / picture).stat().st_size for picture in pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The results page, made from benchmarks/results/: no number on it was typed.
+
+`python book/build.py` writes it to book/results.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+BOOK = Path(__file__).resolve().parent
+
+FIGURES = {  # file name -> caption
+    "curves": "Mean AUROC over the data sets against K.",
+    "by_dataset": "AUROC against K, data set by data set.",
+    "gains": "InCTRL minus the best training-free method of each data set, with 95 % intervals.",
+    "heatmap": "AUROC by method and data set.",
+    "categories": "AUROC of every category and every draw of normal prompts.",
+    "prompts": "How much the choice of normal prompts matters.",
+    "ranks": "Mean rank of each method over the categories.",
+    "cost": "Quality against time.",
+}
+PROTOCOLS = {
+    "embedded": "Unseen worlds, embedded backbone",
+    "pretrained": "Procedural worlds, pretrained backbone",
+    "real": "Real data sets",
+}
+
+
+def results_page(results: Path) -> str:
+    """The page as MyST Markdown."""
+    parts = [
+        "# Results",
+        "Every number and figure on this page comes from files in `benchmarks/results/`; the page is made "
+        "from them by `book/results.py`. What the measures mean, and how far to trust a difference, is the "
+        "subject of notebooks [8](notebooks/08_evaluation.ipynb) and "
+        "[9](notebooks/09_across_domains.ipynb).",
+    ]
+    for run in sorted(results.glob("*/run.json")):
+        parts += benchmark(run.parent)
+    parts += recorded(
+        results,
+        "worlds",
+        "The embedded detector, world by world",
+        "The numbers of the README: mean and deviation over the draws of normal prompts. *patch max* is the "
+        "training-free baseline on the same backbone with the same prompts.",
+    )
+    parts += recorded(
+        results,
+        "real_subsets",
+        "Small subsets of real data sets",
+        "Resized and re-encoded subsets, K = 4: these are *not* the published benchmarks, and not comparable "
+        "with published numbers.",
+    )
+    if (results / "speed.json").exists():
+        parts += speed(results)
+    return "\n\n".join(parts) + "\n"
+
+
+def benchmark(folder: Path) -> list[str]:
+    """A finished run of `inctrl-lite benchmark`."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    settings, table = run["settings"], pd.read_csv(folder / "summary.csv")
+    table = table[table["dataset"] != "mean"]
+    shots, worlds = sorted(table["shots"].unique()), list(table["dataset"].unique())
+    title = PROTOCOLS.get(settings["protocol"], settings["protocol"])
+    seeds = settings["seeds"] if isinstance(settings["seeds"], int) else len(settings["seeds"])
+    parts = [
+        f"## {title}",
+        f"{len(worlds)} data sets, {seeds} draws of the normal prompts, backbone `{settings['backbone']}`. "
+        "All methods see the same frozen features and the same normal prompts. InCTRL was trained once, on "
+        f"the auxiliary set alone. {machine(run['environment'])}",
+    ]
+    images = {path.stem: path for path in sorted(folder.rglob("*.png"))}
+    ordered = [name for name in FIGURES if name in images] + sorted(set(images) - set(FIGURES))
+    parts += [figure(images[name]) for name in ordered[:1]]
+    parts += ["### Mean over the data sets", means(table, shots)]
+    parts += [figure(images[name]) for name in ordered[1:]]
+    tabs = [f":::{{tab-item}} K = {k}\n{by_dataset(table[table['shots'] == k], worlds)}\n:::" for k in shots]
+    parts += [
+        "### Data set by data set",
+        "AUROC, mean over the categories and the draws, ± deviation over the draws.",
+        "::::{tab-set}\n" + "\n".join(tabs) + "\n::::",
+    ]
+    mine = table[(table["method"] == "InCTRL") & table["rival"].notna()]
+    if len(mine):
+        parts += ["### Against the best other method of each data set", against_best(mine)]
+    missing = [f"- **{name}** is not among them: {why}." for name, why in run.get("missing", {}).items()]
+    files = ", ".join(
+        f"{{download}}`{name} <{relative(folder / name)}>`"
+        for name in ("summary.csv", "cells.csv", "run.json")
+        if (folder / name).exists()
+    )
+    return [*parts, *missing, f"The numbers behind this section: {files}."]
+
+
+def means(table: pd.DataFrame, shots: list[int]) -> str:
+    """AUROC and AP of each method, averaged over the data sets; the best of the methods first."""
+    mean = table.pivot_table(index="method", columns="shots", values=["auroc", "ap"], sort=False)
+    mean = mean.sort_values(("auroc", shots[len(shots) // 2]), ascending=False)
+    head = ["method", *(f"AUROC, K = {k}" for k in shots), *(f"AP, K = {k}" for k in shots)]
+    cells = [(measure, k) for measure in ("auroc", "ap") for k in shots]
+    return markdown(head, [[name, *(f"{row[cell]:.3f}" for cell in cells)] for name, row in mean.iterrows()])
+
+
+def by_dataset(table: pd.DataFrame, worlds: list[str]) -> str:
+    """AUROC of each method on each data set, at one K."""
+    found = {(row.method, row.dataset): row for row in table.itertuples()}
+    rows = []
+    for method in table["method"].unique():
+        cells = [found.get((method, world)) for world in worlds]
+        rows.append([method, *("" if c is None else f"{c.auroc:.3f} ± {c.auroc_std:.3f}" for c in cells)])
+    return markdown(["method", *worlds], rows)
+
+
+def against_best(mine: pd.DataFrame) -> str:
+    """InCTRL's paired differences. The rival was chosen with hindsight, which favours it."""
+    rows = []
+    for row in mine.sort_values(["dataset", "shots"]).itertuples():
+        said = "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "not shown"
+        interval = f"{row.gain_low:+.3f} to {row.gain_high:+.3f}"
+        rows.append([row.dataset, row.shots, row.rival, f"{row.gain:+.3f}", interval, said])
+    note = "The rival is chosen with hindsight for each data set, which favours it."
+    head = ["data set", "K", "best training-free method", "difference", "95 % interval", "InCTRL is"]
+    return f"{note}\n\n{markdown(head, rows)}"
+
+
+def recorded(results: Path, name: str, title: str, note: str) -> list[str]:
+    """A table that was recorded as Markdown, with its machine."""
+    if not (results / f"{name}.md").exists():
+        return []
+    table = (results / f"{name}.md").read_text(encoding="utf-8").strip()
+    run = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+    return [f"## {title}", f"{note} {machine(run['environment'])}", table]
+
+
+def speed(results: Path) -> list[str]:
+    """What `benchmarks/speed.py` measured."""
+    run = json.loads((results / "speed.json").read_text(encoding="utf-8"))
+    scoring, step = run["scoring"], run["training step"]
+    rows = [[k, f"{v:.1f}"] for k, v in run["ms per image by K"].items()]
+    repeated = scoring["re-encoding 242 sentences and 4 prompts per query, over scoring"]
+    stored = step["encoding in the step over stored features"]
+    bare = scoring["scoring over bare encode_image"]
+    return [
+        "## Speed",
+        f"{machine(run['environment'])} Scoring ({scoring['setting']}) takes {bare:.2f} times what bare "
+        f"encoding takes; encoding sentences and prompts again for every query would take {repeated:.0f} "
+        f"times as long. A training step ({step['setting']}) on stored features is {stored:.0f} times as "
+        "fast as one that encodes its images.",
+        markdown(["K (embedded backbone)", "ms per image"], rows),
+        figure(results / "speed.png", "Time against the number of images, and against K."),
+    ]
+
+
+# --- pieces --------------------------------------------------------------------------------------------
+
+
+def machine(environment: dict[str, str]) -> str:
+    """Where it was measured, in a sentence."""
+    where = environment.get("processor") or environment["device"]
+    return f"Measured with torch {environment['torch']} on {environment['platform']} ({where})."
+
+
+def figure(path: Path, text: str = "") -> str:
+    text = text or FIGURES.get(path.stem, path.stem.replace("_", " "))
+    return f"```{{figure}} {relative(path)}\n:alt: {text}\n{text}\n```"
+
+
+def relative(path: Path) -> str:
+    return Path(os.path.relpath(path, BOOK)).as_posix()
+
+
+def markdown(head: list[str], rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,0 +1,84 @@
+"""Fetch what the site's pages load, so that a reader's browser asks no other host: python book/vendor.py
+
+Needs npm, and a network once. Only these packages at these versions are fetched (`npm pack`: no dependency
+trees, no install scripts), and their contents must be the ones known here. The result is not committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path, PurePosixPath
+
+BOOK = Path(__file__).parent
+ASSETS = BOOK / "assets" / "vendor"  # becomes part of the site
+AXE = BOOK / "vendor" / "axe.min.js"  # for the browser tests only
+
+# package -> (SHA-256 of what npm packs, {pattern inside it: where it goes})
+PACKAGES = {
+    "@jupyter-widgets/html-manager@1.0.15": (
+        "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638",
+        {"dist/embed-amd.js": ASSETS / "widgets", "dist/*.woff2": ASSETS / "widgets"},
+    ),
+    "requirejs@2.3.8": (
+        "777158e89275e16bd51aec3ef714fbcb5dc45789e7078659933bc814916d7dec",
+        {"require.js": ASSETS},
+    ),
+    "mathjax@3.2.2": (
+        "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
+        {
+            "es5/tex-mml-chtml.js": ASSETS / "mathjax",
+            "es5/output/chtml/fonts/woff-v2/*.woff": ASSETS / "mathjax/output/chtml/fonts/woff-v2",
+        },
+    ),
+    "axe-core@4.10.3": (
+        "0f2b4d7dcdf7d1219df8d1959ad68e565f51d14c3f0d88bb71cd59abeb956292",
+        {"axe.min.js": AXE.parent},
+    ),
+}
+DONE = ASSETS / "packages.txt"  # written last
+
+
+def vendored() -> bool:
+    """Whether everything is here, at these versions."""
+    return DONE.exists() and DONE.read_text(encoding="utf-8").split() == list(PACKAGES)
+
+
+def vendor() -> None:
+    """Fetch the packages and lay out their files.
+
+    Raises:
+        OSError: no npm.
+        subprocess.CalledProcessError: npm could not fetch a package.
+        ValueError: a package is not the one that was tried.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise OSError("npm is not installed")
+    for folder in (ASSETS, AXE.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+    for package, (digest, files) in PACKAGES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [npm, "pack", "--silent", "--pack-destination", folder, package]
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            content = next(Path(folder).glob("*.tgz")).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError(f"{package} is not what it was when it was tried")
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for member in archive.getmembers():
+                path = PurePosixPath(member.name).relative_to("package")
+                for pattern, target in files.items():
+                    if path.parent == PurePosixPath(pattern).parent and path.match(pattern):
+                        target.mkdir(parents=True, exist_ok=True)
+                        (target / path.name).write_bytes(archive.extractfile(member).read())
+    DONE.write_text("\n".join(PACKAGES) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    vendor()
+    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    print(f"{ASSETS.relative_to(BOOK.parent)}: {size / 1e6:.1f} MB")

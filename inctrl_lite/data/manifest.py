@@ -1,9 +1,9 @@
 """Manifests: what a data set consists of, and which normal images were the prompts, as text anyone can read.
 
-A manifest is a CSV table with one line more, the first, that says whose it is:
+A manifest is a CSV table with one line more, the first, that says whose it is::
 
-# {"version": 1, "dataset": "visa", "domain": "industrial", "root": "raw/VisA_20220922"}
-file,category,label,split,defect,mask,source,crop
+    # {"version": 1, "dataset": "visa", "domain": "industrial", "root": "raw/VisA_20220922"}
+    file,category,label,split,defect,mask,source,crop
 
 `file` and `mask` are relative to `root`, and `root` to the manifest's own folder, so that data and manifest
 can move together. `source` and `crop` ("left,top,right,bottom") say what a file was cut from, for the record.

@@ -84,6 +84,12 @@ def text_prototype(embeddings: Float[Tensor, "P D"]) -> Float[Tensor, " D"]:
 def text_prototypes(backbone: Backbone, category: str) -> Float[Tensor, "2 D"]:
     """The normal and the anomalous prototype of a category, each of unit length (paper, section 3.4).
 
-    Costs a pass of the text tower over 242 sentences: compute it once per category and keep it.
+    Costs a pass of the text tower over 242 sentences; the backbone, which is frozen, remembers the result.
     """
-    return torch.stack([text_prototype(backbone.encode_text(prompts)) for prompts in text_prompts(category)])
+    known = backbone.__dict__.setdefault("_prototypes", {})
+    key = (category, str(backbone.device))
+    if key not in known:
+        known[key] = torch.stack(
+            [text_prototype(backbone.encode_text(prompts)) for prompts in text_prompts(category)]
+        )
+    return known[key]

@@ -17,7 +17,6 @@ from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
 from inctrl_lite.features import FeatureStore, encode_items
 from inctrl_lite.model import prompt_spread
-from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import layer_residual_maps
 
 
@@ -37,7 +36,6 @@ class Images:
     items: Sequence[Item]
     backbone: Backbone
     store: FeatureStore | None = None
-    _texts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _compared: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _pool: Images | None = field(default=None, init=False, repr=False)
 
@@ -62,12 +60,6 @@ class Images:
     def spread(self) -> Float[Tensor, " 2"]:
         """How much these images' patches differ among each other (`model.prompt_spread`)."""
         return prompt_spread(self.features.patches)
-
-    def text(self, category: str) -> Float[Tensor, "2 D"]:
-        """Text prototypes of a category."""
-        if category not in self._texts:
-            self._texts[category] = text_prototypes(self.backbone, category)
-        return self._texts[category]
 
     def layer_residuals(self, normals: Images) -> Float[Tensor, "B L N"]:
         """Residual maps of each block against the nearest patch of the normal images."""
@@ -127,9 +119,6 @@ class _Taken(Images):
     @property
     def origin(self) -> tuple[Images, Sequence[int]]:
         return self.whole, self.rows
-
-    def text(self, category: str) -> Tensor:
-        return self.whole.text(category)
 
     @cached_property
     def features(self) -> ImageFeatures:

@@ -49,7 +49,7 @@ class InCTRLMethod:
     @torch.no_grad()
     def fit(self, normals: Images, category: str) -> InCTRLMethod:
         self.normals, self.spread = normals, normals.spread
-        self.text = normals.text(category)
+        self.text = text_prototypes(normals.backbone, category)
         return self
 
     @torch.no_grad()

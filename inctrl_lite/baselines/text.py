@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inctrl_lite.baselines.base import Answer, Images
+from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import text_cosines, text_score
 
 
@@ -14,7 +15,7 @@ class TextOnly:
     training_free = True
 
     def fit(self, normals: Images, category: str) -> TextOnly:
-        self.text = normals.text(category)
+        self.text = text_prototypes(normals.backbone, category)
         return self
 
     def score(self, queries: Images) -> Answer:

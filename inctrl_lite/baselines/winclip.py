@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inctrl_lite.baselines.base import Answer, Images
 from inctrl_lite.baselines.windows import window_indices
+from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import text_cosines, text_score
 
 
@@ -22,7 +23,7 @@ class WinCLIP:
     training_free = True
 
     def fit(self, normals: Images, category: str) -> WinCLIP:
-        self.text, self.normals = normals.text(category), normals
+        self.text, self.normals = text_prototypes(normals.backbone, category), normals
         return self
 
     def score(self, queries: Images) -> Answer:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -117,10 +118,10 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """A number, tensor or array as an array of floats; None for anything else."""
+    """A number, tensor, array or table as an array of floats; None for anything else."""
     if isinstance(value, Tensor):
         return value.detach().cpu().double().numpy()
-    if isinstance(value, bool | int | float | np.ndarray | np.generic):
+    if isinstance(value, bool | int | float | np.ndarray | np.generic | pd.DataFrame):
         try:
             return np.asarray(value, np.float64)
         except (TypeError, ValueError):

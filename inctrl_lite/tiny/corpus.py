@@ -66,7 +66,7 @@ class Thing:
     """Something that can be drawn again and again: each call of `draw` is another view of it.
 
     Attributes:
-        family: key of `FAMILY_SHARES`.
+        family: key of `MAKERS`.
         identity: class name; two things of one identity are the same kind of thing.
         noun: how a caption calls it.
         draw: rng -> Picture.
@@ -87,7 +87,7 @@ class Sample:
         captions: one a picture.
         coverage: share of each patch that the defect changed [15, 15], in [0, 1]; all zero when the odd
             one is another thing.
-        family: key of `FAMILY_SHARES`.
+        family: key of `MAKERS`.
         identities: class of the normal pictures and class of the odd one.
     """
 
@@ -299,6 +299,43 @@ def organic(rng: Generator) -> Thing:
     return Thing("organic", f"organic-{layers}", noun, draw)
 
 
+def specimen(rng: Generator) -> Thing:
+    """Grey matter of a kind that varies from one specimen to the next: levels, outlines, folds and contrast.
+
+    What stays is the build: how many layers, in which order of brightness, and bodies in mirrored pairs.
+    """
+    layers, pairs = int(rng.integers(2, 5)), int(rng.integers(0, 3))
+    levels = rng.permutation(np.linspace(0.12, 0.85, layers))
+    radii, aspect = np.sort(rng.uniform(0.35, 1.0, layers))[::-1], rng.uniform(0.75, 1.35)
+    fold, grain = rng.uniform(0.02, 0.14, layers), rng.uniform(0.01, 0.06, layers)
+    places, tones = rng.uniform((0.1, -0.45), (0.45, 0.45), (pairs, 2)), rng.uniform(0.1, 0.9, pairs)
+    sizes, outside = rng.uniform(0.06, 0.2, (pairs, 2)), rng.uniform(0.0, 0.12)
+
+    def draw(rng: Generator) -> Picture:
+        background = canvas(SIZE, [outside] * 3)
+        u, v = view(rng, *grid(SIZE), 0.0, rng.uniform(0.8, 1.0), False)
+        stretch, thing = aspect * rng.uniform(0.9, 1.1), np.zeros((SIZE, SIZE))
+        image, radius = background, np.hypot(u * stretch, v / stretch)
+        for level, reach, wave_, rough in zip(levels, radii, fold, grain, strict=True):
+            outline = (
+                reach * rng.uniform(0.93, 1.07) * (1 + wave_ * noise(rng, SIZE, {4: 0.3, 8: 1.0, 16: 0.8}))
+            )
+            inside = cover(radius - outline, rng.uniform(0.03, 0.08))
+            tissue = level + rng.uniform(-0.07, 0.07) + rough * noise(rng, SIZE, {8: 0.3, 16: 0.6, 32: 1.0})
+            image, thing = paint(image, inside, tissue[..., None]), np.maximum(thing, inside)
+        for (px, py), tone, (width, height) in zip(places, tones, sizes, strict=True):
+            swell = rng.uniform(0.75, 1.3)
+            for mirror in (-1, 1):
+                dx, dy = 0.03 * rng.standard_normal(2)
+                body = np.hypot((u - mirror * px - dx) / width, (v - py - dy) / height) - swell
+                image = paint(image, cover(0.1 * body, 0.03) * thing, tone + rng.uniform(-0.05, 0.05))
+        image = np.clip(image, 0, 1) ** rng.uniform(0.75, 1.35) * rng.uniform(0.85, 1.1)
+        return Picture(image, thing, background)
+
+    noun = str(rng.choice(["gray organic tissue", "gray cell scan", "gray layered specimen"]))
+    return Thing("specimen", f"specimen-{layers}-{pairs}", noun, draw)
+
+
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuy"
 SIGNS = "&@#$%?!+=<>*{}~"
 
@@ -436,20 +473,27 @@ def silhouette(rng: Generator, identity: str | None = None) -> Thing:
     return Thing("silhouette", identity, "silhouette of a thing", draw)
 
 
-FAMILY_SHARES: dict[str, tuple[float, Callable[..., Thing]]] = {
-    "shape": (0.14, shaped),
-    "parts": (0.16, lambda rng: shaped(rng, with_parts=True)),
-    "texture": (0.16, textured),
-    "organic": (0.14, organic),
-    "sign": (0.24, sign),
-    "silhouette": (0.16, silhouette),
+MAKERS: dict[str, Callable[..., Thing]] = {
+    "shape": shaped,
+    "parts": lambda rng: shaped(rng, with_parts=True),
+    "texture": textured,
+    "organic": organic,
+    "sign": sign,
+    "silhouette": silhouette,
+    "specimen": specimen,
 }
-
+# share of each family, in the order of `MAKERS`: of the corpus to start with, and of the one to go on with
+SHARES: dict[str, tuple[float, ...]] = {
+    "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0),
+    "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14),
+}
 
 TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
 
 FAMILIES: dict[str, frozenset[str]] = {
-    "objects": frozenset({*SHAPES, "letter", "sign", "invented character", "silhouette", "organic tissue"}),
+    "objects": frozenset(
+        {*SHAPES, "letter", "sign", "invented character", "silhouette", "organic tissue", "layered specimen"}
+    ),
     "textures": frozenset(TEXTURES),
     "defects": frozenset(DEFECTS),
 }
@@ -483,21 +527,21 @@ def caption(rng: Generator, noun: str, defect: str | None = None) -> str:
 # --- samples -----------------------------------------------------------------------------------------
 
 
-def draw_sample(seed: int, index: int) -> Sample:
-    """Triplet number `index` of the corpus `seed`."""
+def draw_sample(seed: int, index: int, shares: str = "first") -> Sample:
+    """Triplet number `index` of the corpus `seed`; `shares`: key of `SHARES`."""
     rng = np.random.default_rng([seed, index])
-    shares = [share for share, _ in FAMILY_SHARES.values()]
-    family = str(rng.choice(list(FAMILY_SHARES), p=np.array(shares) / sum(shares)))
-    thing = FAMILY_SHARES[family][1](rng)
+    parts = np.array(SHARES[shares])
+    family = str(rng.choice(list(MAKERS), p=parts / parts.sum()))
+    thing = MAKERS[family](rng)
     views = [thing.draw(rng).image, thing.draw(rng).image]
     coverage, other = np.zeros((GRID, GRID)), thing
     if family in ("sign", "silhouette") and rng.random() < 0.8:
         while other.identity == thing.identity:
-            other = FAMILY_SHARES[family][1](rng)
+            other = MAKERS[family](rng)
         views.append(other.draw(rng).image)
         odd_caption = caption(rng, other.noun)
     else:
-        picture, is_scan = thing.draw(rng), thing.family == "organic"  # scans have no colour
+        picture, is_scan = thing.draw(rng), thing.family in ("organic", "specimen")  # scans have no colour
         damaged, defect = damage(rng, picture, TISSUE_DEFECTS if is_scan else tuple(DEFECTS), grey=is_scan)
         views.append(damaged)
         odd_caption = caption(rng, thing.noun, defect)

@@ -1,8 +1,10 @@
 """Pretrain the tiny CLIP from nothing: `python -m inctrl_lite.tiny.pretrain --out runs/tiny`.
 
-Draws the corpus once; trains on small crops first, then on whole pictures, at last on whole pictures of two
-families a batch; exports an open_clip folder. Killed at any moment, the same command goes on from the last
-checkpoint, to the same weights.
+Two runs, one after the other (`RECIPES`). The first starts from a whitened patch embedding and trains on
+small crops, then on whole pictures. The second starts from what the first exported and trains on whole
+pictures of a new corpus, two families a batch, so that things have rivals that look like them. Each draws its
+corpus once and exports an open_clip folder. Killed at any moment, the same command goes on from the last
+checkpoint, to the same weights. `--start FOLDER` runs the second from any exported folder.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -43,9 +45,10 @@ VOCABULARY, END_OF_TEXT = 49408, 49407
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights.
+    """Everything that decides a run's weights, but for those that it starts from.
 
     Attributes:
+        shares: what the corpus is made of, key of `corpus.SHARES`.
         triplets: size of the corpus; the last `held_out` are for watching only.
         crop_steps, crop_size, crop_batch: first phase, on crops (pixels a side; triplets a step).
         whole_steps, whole_batch: second phase, on whole pictures.
@@ -55,6 +58,7 @@ class Recipe:
         seed: of corpus, weights and batches.
     """
 
+    shares: str = "first"
     triplets: int = 16000
     held_out: int = 400
     crop_steps: int = 10000
@@ -62,7 +66,7 @@ class Recipe:
     crop_batch: int = 24
     whole_steps: int = 1600
     whole_batch: int = 8
-    kin_steps: int = 3000
+    kin_steps: int = 0
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -75,6 +79,12 @@ class Recipe:
             Phase("whole", self.whole_steps, SIZE, self.whole_batch, half),
             Phase("kin", self.kin_steps, SIZE, self.whole_batch, half),
         )
+
+
+RECIPES = {
+    "first": Recipe(),
+    "second": Recipe("second", crop_steps=0, whole_steps=0, kin_steps=5500, seed=1),
+}
 
 
 class Phase(NamedTuple):
@@ -101,13 +111,13 @@ class Corpus:
     identities: list[list[str]]
 
 
-def _draw_part(folder: str, start: int, stop: int, seed: int) -> list[tuple]:
+def _draw_part(folder: str, start: int, stop: int, recipe: Recipe) -> list[tuple]:
     """Draw triplets start..stop into the shared arrays; returns what is not an array."""
     images = np.load(f"{folder}/images.npy", mmap_mode="r+")
     coverage = np.load(f"{folder}/coverage.npy", mmap_mode="r+")
     rest = []
     for i in range(start, stop):
-        sample = draw_sample(seed, i)
+        sample = draw_sample(recipe.seed, i, recipe.shares)
         images[i], coverage[i] = sample.images, sample.coverage
         rest.append((sample.captions, sample.family, sample.identities))
     return rest
@@ -123,7 +133,7 @@ def load_corpus(folder: Path, recipe: Recipe, part: int = 250) -> Corpus:
             np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
         with ProcessPoolExecutor() as pool:
             jobs = [
-                pool.submit(_draw_part, str(folder), start, min(n, start + part), recipe.seed)
+                pool.submit(_draw_part, str(folder), start, min(n, start + part), recipe)
                 for start in range(0, n, part)
             ]
             rest = [row for job in jobs for row in job.result()]
@@ -160,6 +170,11 @@ class CompactVocabulary:
         tokens = self.tokenize(sentences)
         padding = (tokens == END_OF_TEXT).cumsum(1).bool() & (tokens != END_OF_TEXT)
         return self.compact[tokens].masked_fill(padding, 0)
+
+    def select(self, table: Float[Tensor, "49408 W"]) -> Float[Tensor, "V W"]:
+        """The rows in use of a full table: `expand` backwards."""
+        unseen = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, torch.tensor([0, *self.ids]), False)
+        return table[[0, int(unseen.nonzero()[0]), *self.ids]]
 
     def expand(self, rows: Float[Tensor, "V W"]) -> Float[Tensor, "49408 W"]:
         """The full embedding table: tokens never seen share row 1, which training feeds too."""
@@ -424,9 +439,12 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 class Pretraining:
-    """A run in a folder: `step()` until done; `save` and the constructor make it resumable."""
+    """A run in a folder: `step()` until done; `save` and the constructor make it resumable.
 
-    def __init__(self, out: Path, recipe: Recipe, device: str = "cpu"):
+    `start`: an exported folder to begin with, instead of random weights with a whitened patch embedding.
+    """
+
+    def __init__(self, out: Path, recipe: Recipe, device: str = "cpu", start: Path | None = None):
         self.out, self.recipe, self.device = out, recipe, device
         self.corpus = load_corpus(out / "corpus", recipe)
         self.vocabulary = CompactVocabulary(
@@ -440,9 +458,13 @@ class Pretraining:
         self.step_number = 0
         torch.manual_seed(recipe.seed)
         self.objective = Objective()
-        first = torch.from_numpy(np.array(self.corpus.images[:300, 0]))
-        self._enter_phase(None)
-        whiten_patch_embedding(self.clip, normalise(first))
+        if start is None:
+            self._enter_phase(None)
+            whiten_patch_embedding(
+                self.clip, normalise(torch.from_numpy(np.array(self.corpus.images[:300, 0])))
+            )
+        else:
+            self._enter_phase(read_folder(start, self.vocabulary))
         self.clip.to(device), self.objective.to(device)
         if (out / "checkpoint.pt").exists():
             self._resume()
@@ -599,18 +621,32 @@ def write_folder(folder: Path, state: dict[str, Tensor]) -> None:
     write_text(folder / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
 
 
+def read_folder(folder: Path, vocabulary: CompactVocabulary) -> dict[str, Tensor]:
+    """The weights of an exported folder, for a training with that vocabulary."""
+    path = folder / "open_clip_model.safetensors"
+    if not path.is_file():
+        raise InctrlError(f"no {path.name} in {folder}: give a folder that a pretraining exported")
+    state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    return state | {"token_embedding.weight": vocabulary.select(state["token_embedding.weight"])}
+
+
 def pretrain(
-    out: Path, recipe: Recipe, device: str = "cpu", log_every: int = 50, save_every: int = 500
+    out: Path,
+    recipe: Recipe,
+    device: str = "cpu",
+    start: Path | None = None,
+    log_every: int = 50,
+    save_every: int = 500,
 ) -> Path:
     """Run (or go on with) a pretraining to its end; returns the exported folder."""
     out.mkdir(parents=True, exist_ok=True)
-    run, start, recent = Pretraining(out, recipe, device), time.time(), []
+    run, began, recent = Pretraining(out, recipe, device, start), time.time(), []
     with (out / "log.jsonl").open("a") as log:
         while run.step_number < run.total_steps:
             recent.append(run.step())
             if run.step_number % log_every == 0:
                 row = {name: float(np.mean([r[name] for r in recent if name in r])) for name in recent[-1]}
-                row = {"step": run.step_number, "seconds": round(time.time() - start, 1)} | row
+                row = {"step": run.step_number, "seconds": round(time.time() - began, 1)} | row
                 recent = []
                 if run.step_number % (10 * log_every) == 0:
                     row |= run.watch()
@@ -623,17 +659,22 @@ def pretrain(
 
 
 def main() -> None:
-    """Pretrain from the command line: every field of `Recipe` is an option."""
+    """Both runs from the command line, or the second alone; every field of `Recipe` is an option."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--start", type=Path, help="leave the first run out: begin with this exported folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help="for every run")
     options = vars(parser.parse_args())
-    out, device = options.pop("out"), options.pop("device")
+    out, device, weights = options.pop("out"), options.pop("device"), options.pop("start")
     torch.set_num_threads(options.pop("threads"))
-    print(f"exported to {pretrain(out, Recipe(**options), device)}")
+    changes = {name: value for name, value in options.items() if value is not None}
+    for name, recipe in RECIPES.items():
+        if weights is None or name != "first":
+            weights = pretrain(out / name, replace(recipe, **changes), device, weights)
+            print(f"exported to {weights}")
 
 
 if __name__ == "__main__":

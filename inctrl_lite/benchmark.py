@@ -2,7 +2,8 @@
 
 A *cell* is (data set, category, K, seed). It is computed for all methods at once and written as a file of
 its own when it is finished, so that a run which was killed goes on where it was. Settings, versions and
-weights make up the name of the run's folder: other settings make another run, never a mixed one.
+weights make up the name of the run's folder: other settings make another run, never a mixed one. A cell of
+images that have changed is computed again.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Protocol:
         head: kind of InCTRL head.
         steps: training steps.
         batches: batches of episodes that are computed for them.
+        trained_on: the auxiliary set, by a name that no other has.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Protocol:
     head: str = "lite"
     steps: int = 200
     batches: int = 100
+    trained_on: str = AUXILIARY
 
 
 def embedded() -> Protocol:
@@ -91,15 +94,33 @@ def real(data: Path) -> Protocol:
 
 
 def paper(data: Path, auxiliary: str = "mvtec") -> Protocol:
-    """One real data set -> all others, with the paper's backbone and head (10 epochs of 100 steps)."""
+    """One real data set -> others, with the paper's backbone and head (10 epochs of 100 steps).
+
+    Trained on MVTec AD, it is tested on all the others; trained on another one, on MVTec AD.
+    """
     sets = {f.name: f for f in sorted(data.iterdir()) if f.is_dir()} if data.is_dir() else {}
-    if auxiliary not in sets or len(sets) < 2:
+    tested = [n for n in sets if n != auxiliary and (auxiliary == "mvtec" or n == "mvtec")]
+    if auxiliary not in sets or not tested:
+        others = "one more folder" if auxiliary == "mvtec" else str(data / "mvtec")
         raise InctrlError(
-            f"the paper's protocol trains on {auxiliary!r} and tests on the other data sets: expected "
-            f"{data / auxiliary} and at least one more folder in MVTec's layout"
+            f"the paper's protocol trains on {auxiliary!r} and tests on other data sets: expected "
+            f"{data / auxiliary} and {others}, in MVTec's layout or prepared with a manifest"
         )
-    tests = {n: lambda f=f: _one_vs_rest(load_dataset(f)) for n, f in sets.items() if n != auxiliary}
-    return Protocol("paper", lambda: load_dataset(sets[auxiliary]), tests, "paper", 1000, 1000)
+    tests = {n: lambda f=sets[n]: _one_vs_rest(load_dataset(f)) for n in tested}
+    categories = load_dataset(sets[auxiliary])
+    trained_on = f"{auxiliary} {contents(*categories)}"
+    return Protocol("paper", lambda: categories, tests, "paper", 1000, 1000, trained_on)
+
+
+def contents(*categories: Category) -> str:
+    """Digest of what categories hold: names, labels and pictures, of files their size."""
+    digest = blake2b(digest_size=8)
+    for item in (item for c in categories for item in (*c.train, *c.test)):
+        size = item.image.stat().st_size if isinstance(item.image, Path) and item.image.exists() else 0
+        digest.update(f"{item.name} {item.label} {size}\n".encode())
+        if isinstance(item.image, np.ndarray):
+            digest.update(item.image.tobytes())
+    return digest.hexdigest()
 
 
 def _one_vs_rest(categories: list[Category]) -> list[Category]:
@@ -168,6 +189,7 @@ def run_benchmark(
     free = [method for method in TRAINING_FREE if backbone.has_words or method not in NEED_WORDS]
     settings = {
         "protocol": protocol.name,
+        "trained on": protocol.trained_on,
         "head": protocol.head,
         "steps": protocol.steps,
         "batches": protocol.batches,
@@ -184,8 +206,10 @@ def run_benchmark(
         json.dumps({"settings": settings, "environment": environment(), "missing": MISSING}, indent=2) + "\n",
     )
     failed = []
-    work = list(_work(protocol, shots, seeds, folder, failed))
-    work = [(c, [cell for cell in cells if not cell[0].exists()]) for c, cells in work]
+    work = [
+        (category, [cell for cell in cells if not _is_done(cell[0], contents(category))])
+        for category, cells in _work(protocol, shots, seeds, folder, failed)
+    ]
     work = [(category, cells) for category, cells in work if cells]
     trained: list[list[Method]] = [[]]
     if work and backbone.has_words:
@@ -251,6 +275,11 @@ def _work(
                     continue
                 cells += [(place / f"K{k}-seed{seed}.json", k, seed) for seed in range(seeds)]
             yield category, cells
+
+
+def _is_done(path: Path, of: str) -> bool:
+    """Whether a cell's file is there and was computed of the same images."""
+    return path.exists() and json.loads(path.read_text())["contents"] == of
 
 
 def _plain(name: str) -> str:
@@ -332,6 +361,7 @@ def _run_category(
             "dataset": category.dataset,
             "category": category.name,
             "domain": category.domain,
+            "contents": contents(category),
             "shots": k,
             "seed": seed,
             "prompts": [item.name for item in draws[k, seed]],

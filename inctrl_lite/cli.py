@@ -233,6 +233,9 @@ def benchmark(
     more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws.")] = 3,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets in MVTec layout.")] = None,
+    auxiliary: Annotated[
+        str, typer.Option(help="What the paper's protocol trains on: mvtec (tested on the others) or visa.")
+    ] = "mvtec",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/benchmark"),
     backbone: Annotated[
         str | None,
@@ -255,7 +258,10 @@ def benchmark(
         raise typer.BadParameter(f"{protocol!r}: choose embedded, real or paper", param_hint="--protocol")
     if protocol != "embedded" and data is None:
         raise typer.BadParameter(f"the {protocol} protocol needs a folder of data sets", param_hint="--data")
-    chosen = b.embedded() if protocol == "embedded" else {"real": b.real, "paper": b.paper}[protocol](data)
+    if protocol == "embedded":
+        chosen = b.embedded()
+    else:
+        chosen = b.real(data) if protocol == "real" else b.paper(data, auxiliary)
     team = join_team(device)
     run = b.run_benchmark(
         chosen,

@@ -1,7 +1,9 @@
 """The benchmark: goes on after a kill, keeps settings apart, names what failed; its intervals are right."""
 
 import json
+from dataclasses import replace
 
+import layouts
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,6 +73,29 @@ def test_goes_on_where_it_was(run, monkeypatch):
 
 def test_other_settings_are_another_run(run):
     assert run().folder != run(seeds=1).folder
+
+
+def test_another_auxiliary_set_is_another_run(run, protocol):
+    assert run().folder != run(replace(protocol, trained_on="something else")).folder
+
+
+def test_cells_of_changed_images_are_computed_again(run, protocol):
+    first = run()
+    changed = {**protocol.tests, "two": lambda: [replace(draw_category("nut"), name="bolt")]}
+    second = run(replace(protocol, tests=changed))
+    assert second.folder == first.folder
+    one, two = (r.cells[r.cells["dataset"] == "two"]["auroc"].tolist() for r in (first, second))
+    assert one != two
+    kept = [r.cells[r.cells["dataset"] == "one"]["seconds"].tolist() for r in (first, second)]
+    assert kept[0] == kept[1]  # these were not
+
+
+def test_the_papers_protocol_tests_mvtec_after_visa(tmp_path):
+    for name in ("mvtec", "visa", "elpv"):
+        layouts.mvtec(tmp_path / name, ("bottle",))
+    assert set(benchmark.paper(tmp_path).tests) == {"visa", "elpv"}
+    assert set(benchmark.paper(tmp_path, "visa").tests) == {"mvtec"}
+    assert benchmark.paper(tmp_path).trained_on != benchmark.paper(tmp_path, "visa").trained_on
 
 
 def test_a_failing_method_is_named_and_the_others_go_on(run, monkeypatch):

@@ -2,6 +2,7 @@
 
 The lessons run once, as tests (nbmake), and only those whose text, library or recorded results changed since.
 Then Jupyter Book makes pages of them without running anything; a warning is an error. Pages must stay light.
+Where nothing at all changed, nothing is made.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import yaml
-from myst_nb.core.read import read_myst_markdown_notebook
 from results import results_page
 from vendor import vendor, vendored
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
+LIBRARY = (ROOT / "inctrl_lite", ROOT / "benchmarks" / "results")  # what lessons depend on
 EXECUTED = BOOK / "executed"  # not below _build, which nbmake passes over
 HTML = BOOK / "_build" / "html"
 PAGE_MB, SITE_MB = 2, 60
+CORES = os.cpu_count() or 1
+AT_ONCE = min(CORES, 4)  # lessons; each takes about a gigabyte of memory
 
 Notebook = nbformat.NotebookNode
 
@@ -42,7 +47,11 @@ def main() -> None:
             path.unlink()
     write_changed(BOOK / "index.ipynb", dump(dress("index")))
     write_changed(BOOK / "results.md", results_page(ROOT / "benchmarks" / "results"))
-    make_html()
+    stamp, made = HTML.parent / "stamp.txt", digest(contents(BOOK, *LIBRARY, ROOT / "pyproject.toml"))
+    if not (HTML / "index.html").exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != made:
+        stamp.unlink(missing_ok=True)
+        make_html()
+        write_changed(stamp, made)
     check_sizes()
     print(f"\nThe site is ready: {HTML / 'index.html'}")
 
@@ -70,6 +79,8 @@ def dump(notebook: Notebook) -> str:
 
 def landing() -> Notebook:
     """The landing page, which is written as text, as a notebook."""
+    from myst_nb.core.read import read_myst_markdown_notebook  # the tests of this file do without
+
     notebook = read_myst_markdown_notebook((BOOK / "landing.md").read_text(encoding="utf-8"))
     for number, cell in enumerate(notebook.cells):
         cell.id = f"landing-{number}"
@@ -80,22 +91,48 @@ def execute(notebooks: dict[str, Notebook]) -> None:
     """Run those notebooks whose last good run was of another text, library or set of recorded results."""
     stamps = EXECUTED / "stamps.json"
     done = json.loads(stamps.read_text(encoding="utf-8")) if stamps.exists() else {}
-    library = digest(
-        path.read_bytes()
-        for folder in ("inctrl_lite", "benchmarks/results")
-        for path in sorted((ROOT / folder).rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+    library = digest(contents(*LIBRARY))
+    wanted = {name: digest([dump(nb).encode(), library.encode()]) for name, nb in notebooks.items()}
+    due = [n for n in notebooks if done.get(n) != wanted[n] or not (EXECUTED / f"{n}.ipynb").exists()]
+    for name in due:
+        write_changed(EXECUTED / f"{name}.ipynb", dump(notebooks[name]))
+    failed = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for name, passed in zip(due, pool.map(run, due), strict=True):
+            failed += [] if passed else [name]
+            done[name] = wanted[name] if passed else None
+            write_changed(stamps, json.dumps(done, indent=1) + "\n")
+    if failed:
+        sys.exit(f"These lessons failed: {', '.join(failed)}")
+
+
+def run(name: str) -> bool:
+    """Execute one notebook in its place, as a test. What it says is shown where it fails."""
+    start = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite", f"{EXECUTED / name}.ipynb"]
+    options = ["--nbmake-kernel=python3", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        command + options,
+        cwd=ROOT,
+        env={"OMP_NUM_THREADS": str(max(1, CORES // AT_ONCE))} | own_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
     )
-    for name, notebook in notebooks.items():
-        path, stamp = EXECUTED / f"{name}.ipynb", digest([dump(notebook).encode(), library.encode()])
-        if done.get(name) == stamp and path.exists():
-            continue
-        write_changed(path, dump(notebook))
-        command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--overwrite", str(path)]
-        options = ["--nbmake-kernel=python3", "--nbmake-timeout=600", "-p", "no:cacheprovider"]
-        subprocess.run(command + options, cwd=ROOT, env=own_environment(), check=True)
-        done[name] = stamp
-        stamps.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    passed = result.returncode == 0
+    text = "" if passed else f"\n{result.stdout}"
+    print(f"{name}: {'passed' if passed else 'FAILED'}, {time.monotonic() - start:.0f} s{text}", flush=True)
+    return passed
+
+
+def contents(*paths: Path) -> Iterator[bytes]:
+    """Names and bytes of everything below, but for what is made from it."""
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not {"__pycache__", "_build", "executed"} & set(file.parts):
+                yield file.relative_to(ROOT).as_posix().encode()
+                yield file.read_bytes()
 
 
 def digest(parts: Iterable[bytes]) -> str:

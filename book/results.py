@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -113,7 +114,7 @@ def by_dataset(table: pd.DataFrame, worlds: list[str]) -> str:
     for method in table["method"].unique():
         cells = [found.get((method, world)) for world in worlds]
         rows.append([method, *("" if c is None else f"{c.auroc:.3f} ± {c.auroc_std:.3f}" for c in cells)])
-    return markdown(["method", *worlds], rows)
+    return narrow(markdown(["method", *worlds], rows))
 
 
 def against_best(mine: pd.DataFrame) -> str:
@@ -132,7 +133,7 @@ def recorded(results: Path, name: str, title: str, note: str) -> list[str]:
     """A table that was recorded as Markdown, with its machine."""
     if not (results / f"{name}.md").exists():
         return []
-    table = (results / f"{name}.md").read_text(encoding="utf-8").strip()
+    table = narrow((results / f"{name}.md").read_text(encoding="utf-8").strip())
     run = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
     return [f"## {title}", f"{note} {machine(run['environment'])}", table]
 
@@ -172,6 +173,11 @@ def figure(path: Path, text: str = "") -> str:
 
 def relative(path: Path) -> str:
     return Path(os.path.relpath(path, BOOK)).as_posix()
+
+
+def narrow(table: str) -> str:
+    """Deviations in small print below their means: wide tables would be cut on a phone."""
+    return re.sub(r" (± [\d.]+)", r"<br><small>\1</small>", table)
 
 
 def markdown(head: list[str], rows: list[list]) -> str:

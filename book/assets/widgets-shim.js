@@ -6,16 +6,22 @@ document.addEventListener("DOMContentLoaded", function () {
   const mathjax = window.MathJax;
   if (mathjax && !mathjax.Hub) mathjax.Hub = { Queue: (call) => mathjax.typesetPromise && mathjax.typesetPromise([call[2]]) };
 });
-// 3. a slider's handle does not say to screen readers what it is called and where it stands
+// 3. a slider must say what it is called and where it stands; its number is no field to type into
 document.addEventListener("DOMContentLoaded", function () {
+  function set(element, attribute, value) {
+    if (element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
+  }
   function name(slider) {
     const text = (part) => (slider.querySelector(part) || {}).textContent || "";
     for (const handle of slider.querySelectorAll(".noUi-handle")) {
-      const label = text(".widget-label"), value = text(".widget-readout");
-      if (handle.getAttribute("aria-label") !== label) handle.setAttribute("aria-label", label);
-      if (handle.getAttribute("aria-valuetext") !== value) handle.setAttribute("aria-valuetext", value);
+      set(handle, "aria-label", text(".widget-label"));
+      set(handle, "aria-valuetext", text(".widget-readout"));
     }
+    for (const readout of slider.querySelectorAll("[contenteditable]")) readout.removeAttribute("contenteditable");
   }
-  const everywhere = () => document.querySelectorAll(".widget-slider").forEach(name);
-  new MutationObserver(everywhere).observe(document.body, { childList: true, subtree: true, characterData: true });
+  function mend() {
+    document.querySelectorAll(".widget-slider").forEach(name);
+    document.querySelectorAll('.widget-label[title="null"]').forEach((label) => label.removeAttribute("title"));
+  }
+  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true, characterData: true });
 });

@@ -1,0 +1,560 @@
+"""The site: quick checks of its sources and, where it is built, of its pages in a browser.
+
+`python book/build.py` builds it. The browser is the machine's own Chromium, driven by Playwright
+(`pip install -e ".[browser]"`); it can reach nothing but the site, and asking for anything else is an error.
+"""
+
+import fnmatch
+import functools
+import hashlib
+import importlib
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+HTML = BOOK / "_build" / "html"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted(
+    path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts
+)
+LESSONS = [page for page in PAGES if page.startswith("notebooks/")]
+WITH_EXPLORERS = [page for page in PAGES if 'class="explorer-frame"' in (HTML / page).read_text("utf-8")]
+PHONE = {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.skipif(not BOOK.exists(), reason="needs the repository's book/ folder")
+built = pytest.mark.skipif(not PAGES, reason="the site is not built: python book/build.py")
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """book/build.py as a module."""
+    monkeypatch.syspath_prepend(BOOK)
+    return importlib.import_module("build")
+
+
+# --- the sources ---------------------------------------------------------------------------------------
+
+
+def test_every_notebook_is_on_one_line_of_the_contents():
+    parts = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    lines = [chapter for part in parts for chapter in part["chapters"]]
+    for path in NOTEBOOKS:
+        name = f"notebooks/{path.stem}"
+        hits = [line for line in lines if fnmatch.fnmatch(name, line.get("glob", line.get("file")))]
+        assert len(hits) == 1, name
+
+
+def test_every_written_page_is_in_the_contents():
+    toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
+    for page in BOOK.glob("*.md"):
+        name = "index" if page.stem == "landing" else page.stem
+        assert re.search(rf"(?:file|root): {name}$", toc, flags=re.M), name
+
+
+def test_launch_links_lead_to_files_of_the_repository(build):
+    for path in NOTEBOOKS:
+        links = build.launch_links(f"notebooks/{path.name}")
+        assert set(links) == {"Colab", "Binder", "GitHub"}
+        for link in links.values():
+            assert link.startswith("https://") and "inctrl-lite/inctrl_lite" in link
+            target = re.search(r"(?:blob/main|lab/tree)/(.+)$", link)[1]
+            assert (ROOT / target).is_file(), link
+    assert (ROOT / "environment.yml").is_file()  # what Binder installs
+
+
+def test_the_site_names_one_repository(build):
+    config = (BOOK / "_config.yml").read_text(encoding="utf-8")
+    assert f"repository_url: {build.repository()}\n" in config
+
+
+def test_a_lesson_keeps_its_text_below_the_launch_links(build):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 0. A tour\n\nOne model.")])
+    text = build.with_launch_links(notebook, "00_tour").cells[0].source
+    assert text.startswith("# 0. A tour\n") and text.endswith("\n\nOne model.")
+    assert all(f"]({link})" in text for link in build.launch_links("notebooks/00_tour.ipynb").values())
+
+
+def test_a_still_is_what_the_widget_shows_first(build):
+    def box(*names: str, **more) -> dict:
+        return {"state": {"children": [f"IPY_MODEL_{name}" for name in names], **more}}
+
+    state = {
+        "all": box("controls", "stack"),
+        "controls": box("slider"),
+        "slider": {"state": {"value": 3}},
+        "stack": box("first", "second", _model_name="StackModel", selected_index=1),
+        "first": {"state": {"value": "<figure>1</figure>"}},
+        "second": {"state": {"value": "<figure>2</figure>"}},
+    }
+    assert build.still(state, "all") == "<figure>2</figure>"
+    assert build.still(state, "slider") == ""
+
+
+def test_a_caption_is_the_alternative_text(build):
+    cell = nbformat.v4.new_markdown_cell
+    assert build.caption(cell("*Left: the **query**,\n$K = 2$.*\n\nMore.")) == "Left: the query , K = 2 ."
+    assert build.caption(cell("**Bold** is no caption.")) == build.caption(None) != ""
+
+
+def test_weights_count_a_page_with_its_pictures(build, monkeypatch, tmp_path):
+    (tmp_path / "_images").mkdir()
+    (tmp_path / "_images" / "a.png").write_bytes(b"x" * 1000)
+    page = tmp_path / "page.html"
+    page.write_text('<img src="_images/a.png"><img src="_images/a.png"><img src="data:image/png;base64,AA">')
+    assert build.page_weight(page) == page.stat().st_size + 1000
+    monkeypatch.setattr(build, "HTML", tmp_path)
+    build.check_sizes()
+    monkeypatch.setattr(build, "PAGE_MB", 1e-3)
+    with pytest.raises(SystemExit, match="page.html weighs"):
+        build.check_sizes()
+    monkeypatch.setattr(build, "PAGE_MB", 2)
+    monkeypatch.setattr(build, "SITE_MB", 1e-3)
+    with pytest.raises(SystemExit, match="are allowed"):
+        build.check_sizes()
+
+
+def test_only_what_changed_runs_again(build, monkeypatch, tmp_path):
+    ran = []
+    notebooks = {name: nbformat.v4.new_notebook() for name in "ab"}
+    library = tmp_path / "library.py"
+    library.write_text("one")
+    monkeypatch.setattr(build, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "LIBRARY", (library,))
+    monkeypatch.setattr(build, "run", lambda name: ran.append(name) is None)
+
+    def again() -> list[str]:
+        ran.clear()
+        build.execute(notebooks)
+        return sorted(ran)
+
+    assert again() == ["a", "b"] and again() == []
+    notebooks["b"].cells.append(nbformat.v4.new_code_cell("1"))
+    assert again() == ["b"]
+    library.write_text("two")
+    assert again() == ["a", "b"]
+    notebooks["a"].cells.append(nbformat.v4.new_code_cell("1 / 0"))
+    monkeypatch.setattr(build, "run", lambda name: False)
+    with pytest.raises(SystemExit, match="failed: a$"):
+        build.execute(notebooks)
+    monkeypatch.setattr(build, "run", lambda name: ran.append(name) is None)
+    assert again() == ["a"]  # a failure is not remembered as done
+
+
+def test_without_npm_pages_use_cdns_and_the_build_says_so(build, monkeypatch, tmp_path, capsys):
+    def no_npm():
+        raise OSError("npm is not installed")
+
+    monkeypatch.setattr(build, "vendored", lambda: False)
+    monkeypatch.setattr(build, "vendor", no_npm)
+    build.fetch_assets()
+    assert "loaded from CDNs" in capsys.readouterr().err
+    shutil.copy(BOOK / "_config.yml", tmp_path)
+    commands = []
+    monkeypatch.setattr(build, "BOOK", tmp_path)
+    monkeypatch.setattr(build.subprocess, "run", lambda command, **_: commands.append(command))
+    build.make_html()
+    used = Path(commands[0][commands[0].index("--config") + 1])
+    settings = yaml.safe_load(used.read_text(encoding="utf-8"))["sphinx"]["config"]
+    assert "vendor" not in json.dumps({k: v for k, v in settings.items() if k != "extensions"})
+    assert "-W" in commands[0]
+
+
+def test_vendored_packages_are_pinned(build):
+    vendor = importlib.import_module("vendor")
+    assert {re.sub(r"@[\d.]+$", "", package) for package in vendor.PACKAGES} == {
+        "@jupyter-widgets/html-manager",
+        "requirejs",
+        "mathjax",
+        "axe-core",
+    }
+    for package, (digest, files) in vendor.PACKAGES.items():
+        assert re.fullmatch(r".+@\d+\.\d+\.\d+", package) and re.fullmatch(r"[0-9a-f]{64}", digest) and files
+
+
+def test_another_content_of_a_package_is_refused(build, monkeypatch, tmp_path):
+    vendor = importlib.import_module("vendor")
+    (tmp_path / "vendor").mkdir()
+    monkeypatch.setattr(vendor, "ASSETS", tmp_path / "vendor" / "assets")
+    monkeypatch.setattr(vendor, "AXE", tmp_path / "vendor" / "axe" / "axe.min.js")
+    monkeypatch.setattr(vendor, "DONE", tmp_path / "vendor" / "packages.txt")
+    monkeypatch.setattr(vendor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(
+        vendor.subprocess, "run", lambda _, cwd, **__: (Path(cwd) / "some.tgz").write_bytes(b"other")
+    )
+    with pytest.raises(ValueError, match="is not what it was"):
+        vendor.vendor()
+    assert not vendor.vendored()
+
+
+def test_results_come_from_the_recorded_files(build, tmp_path):
+    results = importlib.import_module("results")
+    shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "results")
+    recorded = tmp_path / "results" / "speed.json"
+    measured = json.loads(recorded.read_text(encoding="utf-8"))
+    measured["ms per image by K"]["1"] = 123456.7
+    recorded.write_text(json.dumps(measured), encoding="utf-8")
+    page = results.results_page(tmp_path / "results")
+    assert "| 1 | 123456.7 |" in page and page != results.results_page(ROOT / "benchmarks" / "results")
+    assert "speed" not in results.results_page(tmp_path)  # no file, no section
+
+
+# --- the built files -----------------------------------------------------------------------------------
+
+
+class Anchors(HTMLParser):
+    """Where a page's links lead, and what can be linked to in it."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.links, self.ids = [], {""}
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.links += [found[key] for key in ("href", "src") if found.get(key)]
+
+
+@built
+def test_no_internal_link_is_broken():
+    parsed = {page: Anchors(HTML / page) for page in PAGES}
+    broken = []
+    for page, anchors in parsed.items():
+        for link in set(anchors.links):
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (HTML / page).parent / unquote(parts.path) if parts.path else HTML / page
+            target = (target / "index.html" if target.is_dir() else target).resolve()
+            name = target.relative_to(HTML.resolve()).as_posix()
+            if not target.exists() or (name in parsed and unquote(parts.fragment) not in parsed[name].ids):
+                broken.append(f"{page}: {link}")
+    assert not broken
+
+
+@built
+def test_pages_and_site_are_light(build):
+    build.check_sizes()
+
+
+@built
+def test_every_lesson_has_its_page():
+    assert {Path(page).stem for page in LESSONS} == {path.stem for path in NOTEBOOKS}
+
+
+@built
+def test_explorers_on_at_least_eight_pages():
+    assert len(WITH_EXPLORERS) >= 8 and "index.html" in WITH_EXPLORERS
+
+
+# --- in a browser --------------------------------------------------------------------------------------
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The built site on the loopback interface."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The machine's browser, or Playwright's own."""
+    api = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[browser]"')
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    machines = next(filter(None, map(shutil.which, names)), None)
+    flags = "--no-sandbox --disable-gpu --disable-background-networking --no-first-run"
+    flags += " --disable-component-update --disable-sync"
+    nowhere = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    with api.sync_playwright() as playwright:
+        if not machines and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("there is no Chromium: apt-get install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=machines, args=[*flags.split(), nowhere])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One page, opened, with everything that went wrong meanwhile."""
+
+    def __init__(self, chromium, site: str, page: str, **context):
+        self.context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}} | context)
+        self.page, self.wrong = self.context.new_page(), []
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("console", lambda said: said.type == "error" and self.wrong.append(said.text))
+        self.page.on("response", lambda r: r.status >= 400 and self.wrong.append(f"{r.status}: {r.url}"))
+        self.page.on("request", lambda r: self.outside(site, r.url) and self.wrong.append(f"asks {r.url}"))
+        self.page.goto(site + page)
+        if context.get("java_script_enabled", True):
+            self.settle()
+
+    @staticmethod
+    def outside(site: str, url: str) -> bool:
+        return not url.startswith((site, "data:", "blob:"))
+
+    def settle(self) -> None:
+        """Wait until widgets stand there, formulas are set and a player has come to its end."""
+        self.page.wait_for_load_state("networkidle")
+        self.page.wait_for_function("""() =>
+            document.querySelectorAll(".widget-subarea").length ==
+            document.querySelectorAll(".widget-subarea > .jupyter-widgets").length""")
+        self.page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise }")
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def visit(request, chromium, site) -> Iterator[Visit]:
+    """Every page in turn; tests of one page share one load of it."""
+    visit = Visit(chromium, site, request.param)
+    yield visit
+    visit.context.close()
+
+
+@built
+def test_a_page_loads_without_errors_and_asks_no_other_host(visit):
+    assert not visit.wrong
+
+
+@built
+def test_formulas_are_set(visit):
+    sources = visit.page.locator("span.math, div.math").count()
+    assert visit.page.locator("mjx-container").count() >= sources
+    assert visit.page.locator("mjx-merror").count() == 0
+
+
+@built
+def test_pictures_have_alternative_texts(visit):
+    assert visit.page.locator("img:not([alt]), img[alt='']").count() == 0
+
+
+@built
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_serious_accessibility_violation(visit, build, theme):
+    axe = importlib.import_module("vendor").AXE
+    if not axe.exists():
+        pytest.skip("axe-core was not fetched: python book/vendor.py")
+    visit.page.set_viewport_size({"width": 1280, "height": 800})
+    visit.page.evaluate(
+        f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{theme}'"
+    )
+    visit.page.evaluate(axe.read_text(encoding="utf-8"))
+    found = visit.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert not [f"{v['id']}: {n['target']} {n['html'][:200]}" for v in serious for n in v["nodes"][:3]]
+
+
+@built
+@pytest.mark.parametrize("width", [390, 1920])
+def test_nothing_is_wider_than_the_screen(visit, width):
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# --- explorers -----------------------------------------------------------------------------------------
+
+SHOWN = "figure.explorer-frame:visible img"
+
+
+def explorers(page) -> list:
+    """Widgets that have a picture and something to change it with."""
+    boxes = page.locator(".widget-subarea").all()
+    return [box for box in boxes if box.locator(".widget-slider, .widget-dropdown").count()]
+
+
+def shown(box) -> str:
+    """A hash of the picture that an explorer shows."""
+    return hashlib.sha256(box.locator(SHOWN).get_attribute("src").encode()).hexdigest()
+
+
+def sweep(box, control, act) -> set[str]:
+    """The pictures that a control leads to. `act(control, i)` puts it to its i-th choice."""
+    menu = control.locator("select")
+    last = control.locator(".noUi-handle")
+    count = (
+        menu.locator("option").count()
+        if menu.count()
+        else int(float(last.get_attribute("aria-valuemax"))) + 1
+    )
+    pictures = {}
+    for i in range(count):
+        act(control, i)
+        pictures[i] = shown(box)
+    assert count > 1 and len(set(pictures.values())) > 1, control.inner_text()
+    return set(pictures.values())
+
+
+def by_pointer(tap: bool):
+    """Clicks, or taps, on a slider's track; a menu is the system's own."""
+
+    def act(control, i: int) -> None:
+        menu = control.locator("select")
+        if menu.count():
+            menu.tap() if tap else menu.click()
+            menu.select_option(index=i)
+            return
+        track = control.locator(".noUi-base")
+        track.scroll_into_view_if_needed()
+        box = track.bounding_box()
+        steps = float(control.locator(".noUi-handle").get_attribute("aria-valuemax"))
+        place = {"x": min(max(1, i / steps * box["width"]), box["width"] - 1), "y": box["height"] / 2}
+        track.tap(position=place, force=True) if tap else track.click(position=place, force=True)
+        assert float(control.locator(".noUi-handle").get_attribute("aria-valuenow")) == i
+
+    return act
+
+
+def by_keys(control, i: int) -> None:
+    """Home, then arrows, on whatever has the focus in the control."""
+    control.locator("select, .noUi-handle").focus()
+    keyboard = control.page.keyboard
+    keyboard.press("Home")
+    for _ in range(i):
+        keyboard.press("ArrowDown" if control.locator("select").count() else "ArrowRight")
+
+
+@built
+@pytest.mark.parametrize("page", WITH_EXPLORERS)
+@pytest.mark.parametrize("way", ["mouse", "touch", "keys"])
+def test_every_control_changes_the_picture(chromium, site, page, way):
+    visit = Visit(chromium, site, page, **({"has_touch": True, "viewport": PHONE} if way == "touch" else {}))
+    act = by_keys if way == "keys" else by_pointer(tap=way == "touch")
+    for box in explorers(visit.page):
+        for control in box.locator(".widget-slider, .widget-dropdown").all():
+            sweep(box, control, act)
+    assert not visit.wrong
+    visit.context.close()
+
+
+@pytest.fixture
+def home(chromium, site) -> Iterator[Visit]:
+    visit = Visit(chromium, site, "index.html")
+    yield visit
+    assert not visit.wrong
+    visit.context.close()
+
+
+@built
+def test_the_first_page_moves_above_the_fold(home):
+    (box,) = explorers(home.page)
+    place = box.locator(SHOWN).bounding_box()
+    assert place["y"] + place["height"] <= 800
+    handle = box.locator(".noUi-handle")
+    last = float(handle.get_attribute("aria-valuemax"))
+    home.page.wait_for_function(  # it has played once, by itself, and stopped
+        f"document.querySelector('.noUi-handle').getAttribute('aria-valuenow') == {last}", timeout=15_000
+    )
+    before = shown(box)
+    box.locator(".widget-play button").first.click()
+    home.page.wait_for_function(
+        f"document.querySelector('.noUi-handle').getAttribute('aria-valuenow') != {last}", timeout=15_000
+    )
+    assert shown(box) != before
+
+
+@built
+def test_keyboard_alone_reaches_every_control(home):
+    """Tab from the top of the page to the menu, the slider and the player; each changes the picture."""
+    (box,) = explorers(home.page)
+    home.page.wait_for_timeout(5000)  # until it has played
+    keyboard, seen, reached = home.page.keyboard, shown(box), []
+    for _ in range(80):
+        keyboard.press("Tab")
+        inside = "document.activeElement.closest('.widget-dropdown, .widget-slider, .widget-play')"
+        kind = home.page.evaluate(f"{inside} && document.activeElement.tagName")
+        if kind and kind not in reached:
+            reached.append(kind)
+            outline = home.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+            assert outline != "none", f"no visible focus on {kind}"
+            keyboard.press({"SELECT": "ArrowDown", "DIV": "ArrowLeft", "BUTTON": "Enter"}[kind])
+            home.page.wait_for_timeout(1500 if kind == "BUTTON" else 100)
+            assert shown(box) != seen, kind
+            seen = shown(box)
+    assert reached == ["SELECT", "DIV", "BUTTON"]
+
+
+@built
+@pytest.mark.parametrize("page", WITH_EXPLORERS)
+def test_a_still_where_there_is_no_javascript(chromium, site, page):
+    visit = Visit(chromium, site, page, java_script_enabled=False)
+    widgets = (HTML / page).read_text(encoding="utf-8").count("application/vnd.jupyter.widget-view+json")
+    stills = visit.page.locator(SHOWN)
+    assert stills.count() == widgets >= 1
+    assert all(still.get_attribute("alt") for still in stills.all())
+    visit.context.close()
+
+
+# --- looks and search ----------------------------------------------------------------------------------
+
+
+def brightness(page, selector: str, what: str) -> float:
+    """Of a computed colour: 0 is black, 255 white."""
+    colour = page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{what}")
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+@built
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_theme_follows_the_system_and_a_button(chromium, site, theme):
+    visit = Visit(chromium, site, "index.html", color_scheme=theme)
+
+    def is_dark() -> bool:
+        return brightness(visit.page, "body", "backgroundColor") < 60
+
+    assert is_dark() == (theme == "dark")
+    for part in (".bd-article .widget-label", ".bd-article .widget-readout", ".bd-article figcaption", "h1"):
+        assert (brightness(visit.page, part, "color") > 128) == (theme == "dark"), part
+    looks = set()
+    for _ in range(3):
+        visit.page.locator(".theme-switch-button:visible").first.click()
+        visit.page.wait_for_timeout(300)
+        looks.add(is_dark())
+    assert looks == {True, False} and not visit.wrong
+    visit.context.close()
+
+
+@built
+def test_search_finds_a_word(home):
+    home.page.keyboard.press("Control+k")
+    home.page.locator("input[type=search]:visible").fill("residual")
+    home.page.keyboard.press("Enter")
+    home.page.wait_for_url("**/search.html?q=residual*")
+    found = home.page.locator("ul.search li a")
+    found.first.wait_for()
+    assert any("04_patch_residuals" in a.get_attribute("href") for a in found.all())
+    found.first.click()
+    home.page.wait_for_load_state()
+    assert "residual" in home.page.locator("article").inner_text().lower()
+
+
+@built
+def test_a_phone_has_the_contents_in_a_drawer(chromium, site):
+    visit = Visit(chromium, site, "index.html", viewport=PHONE, has_touch=True)
+    entry = visit.page.locator(".bd-sidebar-primary a", has_text="Tour").or_(
+        visit.page.locator(".bd-sidebar-primary a[href='notebooks/00_tour.html']")
+    )
+    assert not entry.first.is_visible()
+    visit.page.locator(".primary-toggle:visible").tap()
+    entry.first.tap()
+    visit.page.wait_for_url("**/notebooks/00_tour.html")
+    assert not visit.wrong
+    visit.context.close()

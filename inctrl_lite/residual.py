@@ -6,6 +6,7 @@ one support set for the whole batch ([K, ...]: testing) or one per query ([B, K,
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import torch
@@ -16,6 +17,10 @@ from torch.nn import functional as F
 # Cosines held in memory at once (64 MiB of float32). K x N grows with the shots and with the square of
 # the image size; beyond this the matrix is made and reduced piece by piece.
 MAX_COSINES = 2**24
+# Half of one minus the cosine of two pictures' class embeddings if they show the same kind of thing, and how
+# many prompts' word it weighs: chosen on left-out families of the auxiliary set and on unseen characters and
+# silhouettes (benchmarks/choose_whole.py).
+USUAL, USUAL_VOTES = 0.04, 2
 
 
 def layer_residual_maps(
@@ -97,26 +102,29 @@ def image_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
 
 
 def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"]) -> Float[Tensor, "B 2"]:
-    """How unlike the prompts an image is as a whole, and how unlike each other they are, in [0, 1].
+    """How unlike the prompts an image is as a whole, and what is usual here, in [0, 1].
 
-    The first number is half of one minus the cosine of the class embedding to the nearest prompt's; the
-    second is the mean of the same for each prompt against the others. One prompt has no others: the
-    second then repeats the first, which says "as usual". Not in the paper; the lite head uses it.
+    The first number is half of one minus the cosine of the class embedding to the nearest prompt's. The
+    second says how large it usually is: the mean of the same for each prompt against the others, which K
+    prompts tell with K - 1 votes, and `USUAL`, with `USUAL_VOTES` (their geometric mean). So few prompts
+    that happen to look alike do not make everything else look strange. Not in the paper; the lite head
+    uses it.
 
     >>> prompt = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])    # the third is unlike the others
-    >>> [round(x, 3) for x in class_residual(torch.tensor([[-1.0, 0.0]]), prompt)[0].tolist()]
-    [0.5, 0.167]
+    >>> far, usual = class_residual(torch.tensor([[-1.0, 0.0]]), prompt)[0].tolist()
+    >>> round(far, 3), round(usual, 3)              # (1/6)^(2/4) 0.04^(2/4): two votes each
+    (0.5, 0.082)
     """
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
     nearest = (query.unsqueeze(-2) @ prompt.transpose(-1, -2)).squeeze(-2).amax(-1)
-    shots = prompt.shape[-2]
-    if shots == 1:
-        usual = nearest
-    else:
+    votes = prompt.shape[-2] - 1
+    log_usual = torch.full_like(nearest, math.log(USUAL))
+    if votes:
         among = prompt @ prompt.transpose(-1, -2)
-        itself = torch.eye(shots, dtype=torch.bool, device=prompt.device)
-        usual = among.masked_fill(itself, -1).amax(-1).mean(-1).expand_as(nearest)
-    return ((1 - torch.stack([nearest, usual], dim=-1)) / 2).clamp(0, 1)
+        itself = torch.eye(votes + 1, dtype=torch.bool, device=prompt.device)
+        others = (1 - among.masked_fill(itself, -1).amax(-1).mean(-1)) / 2
+        log_usual = (votes * others.clamp_min(1e-3).log() + USUAL_VOTES * log_usual) / (votes + USUAL_VOTES)
+    return torch.stack([((1 - nearest) / 2).clamp(0, 1), log_usual.exp()], dim=-1)
 
 
 def text_cosines(query: Float[Tensor, "B D"], text: Float[Tensor, "*b 2 D"]) -> Float[Tensor, "B 2"]:

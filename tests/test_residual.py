@@ -5,6 +5,7 @@ import torch
 
 from inctrl_lite import residual
 from inctrl_lite.residual import (
+    USUAL,
     class_residual,
     layer_residual_maps,
     leave_one_out_maps,
@@ -63,10 +64,13 @@ def test_text_score_is_a_softmax_at_scale_100():
     assert text_score(cosines).item() == pytest.approx(1 / (1 + 2.718281828459045**-1))
 
 
-def test_one_prompt_says_as_usual_of_the_whole():
-    query, prompt = torch.randn(3, 5), torch.randn(1, 5)
-    far, usual = class_residual(query, prompt).unbind(-1)
-    torch.testing.assert_close(far, usual)
+def test_what_is_usual_is_told_by_the_prompts_the_more_there_are():
+    query = torch.tensor([[1.0, 0.0]])
+    prompt = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(4, 0)  # all have a twin
+    usual = [class_residual(query, prompt[:k])[0, 1].item() for k in (1, 2, 8)]
+    assert usual[0] == pytest.approx(USUAL)  # one prompt knows nothing of others
+    assert USUAL > usual[1] > usual[2] > 1e-3
+    assert class_residual(query, prompt)[0, 0] == 0
 
 
 def test_the_whole_is_compared_query_by_query():

@@ -1,10 +1,11 @@
 """What is usual of a whole image? python benchmarks/choose_whole.py [TOWER]
 
 Tries values of `residual.USUAL` and `USUAL_VOTES`, and the sizes at which `LiteHead` calls a whole image
-strange, on pictures that no evaluation world holds: defects of the auxiliary world, defects of grey specimens,
-and things that the tiny CLIP's corpus leaves out: invented characters and silhouettes, one against five others.
-Nothing is trained: what is measured is the surprise of patches or whole alone. Prints mean AUROC (in %) by set
-and writes benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the embedded one.
+strange, on pictures that no evaluation world holds: defects of the auxiliary world, defects of grey
+specimens, and things that the tiny CLIP's corpus leaves out: invented characters and silhouettes, one against
+five others. Nothing is trained: what is measured is the surprise of patches or whole alone. Prints mean AUROC
+(in %) by set and writes benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the
+embedded one.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ RECIPES = {
     "first": Recipe(),
     "second": Recipe("second", crop_steps=0, whole_steps=0, kin_steps=5500, seed=1),
 }
+QUICK = Recipe(triplets=1200, held_out=200, crop_steps=600, whole_steps=0)
 
 
 class Phase(NamedTuple):
@@ -663,6 +664,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--start", type=Path, help="leave the first run out: begin with this exported folder")
+    parser.add_argument("--quick", action="store_true", help="a few minutes' run (`QUICK`) instead of both")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     for name, value in asdict(Recipe()).items():
@@ -670,10 +672,11 @@ def main() -> None:
     options = vars(parser.parse_args())
     out, device, weights = options.pop("out"), options.pop("device"), options.pop("start")
     torch.set_num_threads(options.pop("threads"))
+    recipes, log_every = ({"quick": QUICK}, 20) if options.pop("quick") else (RECIPES, 50)
     changes = {name: value for name, value in options.items() if value is not None}
-    for name, recipe in RECIPES.items():
+    for name, recipe in recipes.items():
         if weights is None or name != "first":
-            weights = pretrain(out / name, replace(recipe, **changes), device, weights)
+            weights = pretrain(out / name, replace(recipe, **changes), device, weights, log_every)
             print(f"exported to {weights}")
 
 

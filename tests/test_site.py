@@ -25,6 +25,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 HTML = BOOK / "_build" / "html"
+AXE = BOOK / "vendor" / "axe.min.js"  # fetched with the pages' own scripts
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted(
     path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts
@@ -281,6 +282,8 @@ def site() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def chromium():
     """The machine's browser, or Playwright's own."""
+    if not AXE.exists():
+        pytest.skip("without npm the site's pages load scripts from other hosts: python book/vendor.py")
     api = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[browser]"')
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     machines = next(filter(None, map(shutil.which, names)), None)
@@ -299,6 +302,7 @@ class Visit:
     """One page, opened, with everything that went wrong meanwhile."""
 
     def __init__(self, chromium, site: str, page: str, **context):
+        self.name = page
         self.context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}} | context)
         self.page, self.wrong = self.context.new_page(), []
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
@@ -349,16 +353,14 @@ def test_pictures_have_alternative_texts(visit):
 
 @built
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_serious_accessibility_violation(visit, build, theme):
-    axe = importlib.import_module("vendor").AXE
-    if not axe.exists():
-        pytest.skip("axe-core was not fetched: python book/vendor.py")
+def test_no_serious_accessibility_violation(visit, theme):
     visit.page.set_viewport_size({"width": 1280, "height": 800})
-    visit.page.evaluate(
-        f"document.documentElement.dataset.theme = document.documentElement.dataset.mode = '{theme}'"
-    )
-    visit.page.evaluate(axe.read_text(encoding="utf-8"))
-    found = visit.page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    root = "document.documentElement.dataset"
+    visit.page.evaluate(f"{root}.theme = {root}.mode = '{theme}'")
+    visit.page.evaluate(AXE.read_text(encoding="utf-8"))
+    rules = "{ runOnly: ['color-contrast'] }" if theme == "dark" else "{}"
+    some = "{ exclude: [['dl.py ~ dl.py']] }"  # of the reference's hundreds of entries, the first ones
+    found = visit.page.evaluate(f"axe.run({some}, {rules})")["violations"]
     serious = [v for v in found if v["impact"] in ("serious", "critical")]
     assert not [f"{v['id']}: {n['target']} {n['html'][:200]}" for v in serious for n in v["nodes"][:3]]
 
@@ -386,62 +388,64 @@ def shown(box) -> str:
     return hashlib.sha256(box.locator(SHOWN).get_attribute("src").encode()).hexdigest()
 
 
-def sweep(box, control, act) -> set[str]:
-    """The pictures that a control leads to. `act(control, i)` puts it to its i-th choice."""
-    menu = control.locator("select")
-    last = control.locator(".noUi-handle")
-    count = (
-        menu.locator("option").count()
-        if menu.count()
-        else int(float(last.get_attribute("aria-valuemax"))) + 1
-    )
-    pictures = {}
-    for i in range(count):
-        act(control, i)
-        pictures[i] = shown(box)
-    assert count > 1 and len(set(pictures.values())) > 1, control.inner_text()
-    return set(pictures.values())
+def sweep(box, control, put) -> None:
+    """Every choice of a control, one after the other: `put(control, i, last)` makes the i-th."""
+    menu, handle = control.locator("select"), control.locator(".noUi-handle")
+    options = menu.locator("option").count()
+    last = options - 1 if options else round(float(handle.get_attribute("aria-valuemax")))
+    pictures = []
+    for i in range(last + 1):
+        put(control, i, last)
+        state = (
+            menu.evaluate("menu => menu.selectedIndex") if options else handle.get_attribute("aria-valuenow")
+        )
+        assert round(float(state)) == i, control.inner_text()
+        pictures.append(shown(box))
+    assert len(set(pictures)) > 1, f"{control.inner_text()}: always the same picture"
 
 
-def by_pointer(tap: bool):
-    """Clicks, or taps, on a slider's track; a menu is the system's own."""
-
-    def act(control, i: int) -> None:
-        menu = control.locator("select")
-        if menu.count():
-            menu.tap() if tap else menu.click()
-            menu.select_option(index=i)
-            return
-        track = control.locator(".noUi-base")
-        track.scroll_into_view_if_needed()
-        box = track.bounding_box()
-        steps = float(control.locator(".noUi-handle").get_attribute("aria-valuemax"))
-        place = {"x": min(max(1, i / steps * box["width"]), box["width"] - 1), "y": box["height"] / 2}
-        track.tap(position=place, force=True) if tap else track.click(position=place, force=True)
-        assert float(control.locator(".noUi-handle").get_attribute("aria-valuenow")) == i
-
-    return act
+def with_mouse(control, i: int, last: int, tap: bool = False) -> None:
+    """A click, or a tap, on a slider's track. A menu opens a list of the system, not of the page."""
+    if control.locator("select").count():
+        control.locator("select").select_option(index=i)
+        return
+    track = control.locator(".noUi-base")
+    size = track.bounding_box()
+    place = {"x": min(max(1, i / last * size["width"]), size["width"] - 1), "y": size["height"] / 2}
+    (track.tap if tap else track.click)(position=place, force=True)
 
 
-def by_keys(control, i: int) -> None:
-    """Home, then arrows, on whatever has the focus in the control."""
+def with_finger(control, i: int, last: int) -> None:
+    with_mouse(control, i, last, tap=True)
+
+
+def with_keys(control, i: int, last: int) -> None:
     control.locator("select, .noUi-handle").focus()
-    keyboard = control.page.keyboard
-    keyboard.press("Home")
-    for _ in range(i):
-        keyboard.press("ArrowDown" if control.locator("select").count() else "ArrowRight")
+    down = "ArrowDown" if control.locator("select").count() else "ArrowRight"
+    control.page.keyboard.press("Home" if i == 0 else down)
+
+
+def try_all(visit: "Visit", put) -> None:
+    boxes = explorers(visit.page)
+    assert bool(boxes) == (visit.name in WITH_EXPLORERS)
+    for box in boxes:
+        for control in box.locator(".widget-slider, .widget-dropdown").all():
+            sweep(box, control, put)
+    assert not visit.wrong
+
+
+@built
+@pytest.mark.parametrize("put", [with_mouse, with_keys])
+def test_every_control_changes_the_picture(visit, put):
+    visit.page.set_viewport_size({"width": 1280, "height": 800})
+    try_all(visit, put)
 
 
 @built
 @pytest.mark.parametrize("page", WITH_EXPLORERS)
-@pytest.mark.parametrize("way", ["mouse", "touch", "keys"])
-def test_every_control_changes_the_picture(chromium, site, page, way):
-    visit = Visit(chromium, site, page, **({"has_touch": True, "viewport": PHONE} if way == "touch" else {}))
-    act = by_keys if way == "keys" else by_pointer(tap=way == "touch")
-    for box in explorers(visit.page):
-        for control in box.locator(".widget-slider, .widget-dropdown").all():
-            sweep(box, control, act)
-    assert not visit.wrong
+def test_controls_work_by_touch_on_a_phone(chromium, site, page):
+    visit = Visit(chromium, site, page, has_touch=True, is_mobile=True, viewport=PHONE)
+    try_all(visit, with_finger)
     visit.context.close()
 
 

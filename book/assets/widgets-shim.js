@@ -6,7 +6,7 @@ document.addEventListener("DOMContentLoaded", function () {
   const mathjax = window.MathJax;
   if (mathjax && !mathjax.Hub) mathjax.Hub = { Queue: (call) => mathjax.typesetPromise && mathjax.typesetPromise([call[2]]) };
 });
-// 3. a slider must say what it is called and where it stands; its number is no field to type into
+// 3. controls must say what they are called and where they stand; a slider's number is no field to type into
 document.addEventListener("DOMContentLoaded", function () {
   function set(element, attribute, value) {
     if (element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
@@ -19,9 +19,17 @@ document.addEventListener("DOMContentLoaded", function () {
     }
     for (const readout of slider.querySelectorAll("[contenteditable]")) readout.removeAttribute("contenteditable");
   }
+  const icons = { "fa-play": "play", "fa-pause": "pause", "fa-stop": "stop" };
   function mend() {
     document.querySelectorAll(".widget-slider").forEach(name);
+    for (const icon of document.querySelectorAll(".widget-play i"))
+      for (const kind in icons) if (icon.classList.contains(kind)) set(icon.parentElement, "aria-label", icons[kind]);
     document.querySelectorAll('.widget-label[title="null"]').forEach((label) => label.removeAttribute("title"));
   }
-  new MutationObserver(mend).observe(document.body, { childList: true, subtree: true, characterData: true });
+  const all = { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: ["class"] };
+  new MutationObserver(mend).observe(document.body, all);
+});
+// 4. the theme lets the keyboard scroll what is wide; what comes to sight with a tab has to be measured again
+document.addEventListener("change", function (event) {
+  if (event.target.matches(".sd-tab-set > input")) window.dispatchEvent(new Event("resize"));
 });

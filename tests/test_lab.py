@@ -148,7 +148,7 @@ def run_all(page: Page, address: str) -> list[int]:
 def outputs_of(page: Page, index: int) -> Locator:
     """The output area of a cell, scrolled into view (others may not even be in the page)."""
     page.evaluate(SCROLL, index)
-    area = page.locator(f'[data-windowed-list-index="{index}"] .jp-OutputArea-output')
+    area = page.locator(f'[data-windowed-list-index="{index}"] .jp-Cell-outputArea')
     expect(area.locator("img:visible")).to_have_count(1)
     area.scroll_into_view_if_needed()
     return area
@@ -184,21 +184,19 @@ def press(control: Locator, key: str) -> None:
     control.press(key)
 
 
-def move_every_control(area: Locator, keys: bool = True) -> int:
+def move_every_control(area: Locator, key: str) -> int:
     """Every slider by mouse (to an end) and back by keys, every menu; how many pictures were seen change."""
     moved = 0
     for slider in area.locator(".widget-slider").all():
         handle = slider.locator(".noUi-handle")
         changes(area, lambda h=handle: drag(h, -400))
         changes(area, lambda h=handle: drag(h, 400))
-        if keys:
-            changes(area, lambda h=handle: press(h, "ArrowLeft"))
+        changes(area, lambda h=handle: press(h, key))
         moved += 1
     for menu in area.locator("select").all():
         last = menu.locator("option").count() - 1
         changes(area, lambda m=menu, i=last: m.select_option(index=i))
-        if keys:  # not up and down, which JupyterLab takes for its cells
-            changes(area, lambda m=menu: press(m, "Home"))
+        changes(area, lambda m=menu: press(m, "Home"))  # up and down go from cell to cell
         moved += 1
     for play in area.locator(".jupyter-widgets.widget-play").all():
         changes(area, lambda p=play: p.locator("button").first.click())
@@ -233,7 +231,7 @@ def upload(area: Locator, folder: Path) -> None:
     expect(area).to_contain_text("notes.png: not an image that can be read")
 
 
-def use_every_widget(page: Page, cells: list[int], folder: Path, keys: bool = True) -> None:
+def use_every_widget(page: Page, cells: list[int], folder: Path, key: str) -> None:
     """Without an error in the page (those of the applications' own start are not ours)."""
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -245,7 +243,7 @@ def use_every_widget(page: Page, cells: list[int], folder: Path, keys: bool = Tr
         elif area.locator("button.widget-button").count():
             train_on(area)
         else:
-            assert move_every_control(area, keys)
+            assert move_every_control(area, key)
         page.screenshot(path=folder / f"cell-{index}-after.png")
     assert not errors
 
@@ -255,11 +253,11 @@ def test_in_jupyterlab(page, server, name, tmp_path):
     url, token = server
     cells = run_all(page, f"{url}/lab/tree/{name}.ipynb?token={token}&reset")
     assert cells
-    use_every_widget(page, cells, tmp_path)
+    use_every_widget(page, cells, tmp_path, key="ArrowLeft")
 
 
 @pytest.mark.skipif(not find_spec("notebook"), reason='needs notebook: pip install -e ".[browser]"')
 def test_in_notebook_7(page, server, tmp_path):
     url, token = server
     cells = run_all(page, f"{url}/notebooks/{ALL[1]}.ipynb?token={token}")
-    use_every_widget(page, cells, tmp_path, keys=False)  # arrow keys move between cells there
+    use_every_widget(page, cells, tmp_path, key="Home")  # arrows go from cell to cell there

@@ -1,0 +1,242 @@
+"""Exercises of notebook 03: text prompts."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inctrl_lite.checks.engine import Exercise, generator
+
+
+def build_prototypes(normal: Tensor, anomalous: Tensor) -> Tensor:
+    """Prototypes [2, D], normal first, from the sentences' embeddings [P, D] of either kind."""
+
+    def prototype(embeddings: Tensor) -> Tensor:
+        return F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1)
+
+    return torch.stack([prototype(normal), prototype(anomalous)])
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def _sentences(seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of very different lengths, so that a missing normalisation shows."""
+    g = generator(seed)
+    counts = (7 + seed, 4 + seed % 2)
+    return tuple(
+        (0.1 + 5 * torch.rand(count, 1, generator=g)) * torch.randn(count, 6, generator=g) for count in counts
+    )
+
+
+def _all_together(normal: Tensor, anomalous: Tensor) -> Tensor:
+    mean = _unit(_unit(torch.cat([normal, anomalous])).mean(0))
+    return torch.stack([mean, mean])
+
+
+def _pairs(normal: Tensor, anomalous: Tensor) -> Tensor:
+    """Zipped: as many normal sentences as there are anomalous ones."""
+    count = min(len(normal), len(anomalous))
+    return build_prototypes(normal[:count], anomalous[:count])
+
+
+def _centred(normal: Tensor, anomalous: Tensor) -> Tensor:
+    middle = _unit(torch.cat([normal, anomalous])).mean(0)
+    return torch.stack([_unit(_unit(x).mean(0) - middle) for x in (normal, anomalous)])
+
+
+def _wrong_axis(normal: Tensor, anomalous: Tensor) -> Tensor:
+    return torch.stack([_unit(F.normalize(x, dim=0).mean(0)) for x in (normal, anomalous)])
+
+
+check_build_prototypes = Exercise(
+    solution=build_prototypes,
+    cases=_sentences,
+    mistakes={
+        "long embeddings count for more in your mean: give every sentence unit length *before* the mean": (
+            lambda n, a: torch.stack([_unit(x.mean(0)) for x in (n, a)])
+        ),
+        "a mean of unit vectors is shorter than 1: give it unit length *after* the mean as well": (
+            lambda n, a: torch.stack([_unit(x).mean(0) for x in (n, a)])
+        ),
+        "nothing is normalised here: unit length before the mean, and again after it": lambda n, a: (
+            torch.stack([x.mean(0) for x in (n, a)])
+        ),
+        "both rows are the mean of *all* sentences: each kind has a prototype of its own": _all_together,
+        "the rows are the wrong way round: normal comes first": lambda n, a: build_prototypes(a, n),
+        "you normalise along the sentences: unit length is meant for each sentence, along its last axis": (
+            _wrong_axis
+        ),
+        "you average the D numbers of each sentence: a prototype is the mean over the sentences (axis 0)": (
+            lambda n, a: [_unit(_unit(x).mean(1)) for x in (n, a)]
+        ),
+        "columns are what you stack: [D, 2] is what you return, [2, D] is asked": lambda n, a: (
+            build_prototypes(n, a).T
+        ),
+        "you return the two vectors one by one: `torch.stack` makes one tensor [2, D] of them": (
+            lambda n, a: list(build_prototypes(n, a))
+        ),
+        "you joined the two into one long vector: `torch.stack` makes [2, D] of them": lambda n, a: (
+            build_prototypes(n, a).flatten()
+        ),
+        "you left out the normal sentences that have no anomalous partner: there may be more of one kind": (
+            _pairs
+        ),
+        "you subtract the mean of all sentences first: not a bad idea, but not the method": _centred,
+    },
+)
+
+
+def score_by_text(query: Tensor, prototypes: Tensor) -> Tensor:
+    """Text scores [B] of class embeddings [B, D], against prototypes [2, D] (normal, anomalous)."""
+    cosines = F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).T
+    return (100 * cosines).softmax(-1)[:, 1]
+
+
+def _near_pair(g: torch.Generator, width: int, apart: float) -> Tensor:
+    """Two unit vectors that lie as close to each other as real prototypes do."""
+    first = torch.randn(width, generator=g)
+    return _unit(torch.stack([first, first + apart * torch.randn(width, generator=g)]))
+
+
+def _queries(seed: int) -> tuple[Tensor, Tensor]:
+    g = generator(seed)
+    query = (0.5 + torch.rand(3 + seed, 1, generator=g)) * torch.randn(3 + seed, 8, generator=g)
+    return query, _near_pair(g, 8, 0.03)
+
+
+def _cosines(query: Tensor, prototypes: Tensor) -> Tensor:
+    return _unit(query) @ _unit(prototypes).T
+
+
+check_score_by_text = Exercise(
+    solution=score_by_text,
+    cases=_queries,
+    mistakes={
+        "the temperature is missing: multiply the cosines by 100 before the softmax": lambda q, p: _cosines(
+            q, p
+        ).softmax(-1)[:, 1],
+        "you divide by the temperature: here it is a factor, 100 times the cosines": lambda q, p: (
+            _cosines(q, p) / 100
+        ).softmax(-1)[:, 1],
+        "this is the probability of *normal*: column 0 is normal, column 1 anomalous": lambda q, p: (
+            1 - score_by_text(q, p)
+        ),
+        "both columns are what you return: the score is column 1 alone": lambda q, p: (
+            100 * _cosines(q, p)
+        ).softmax(-1),
+        "this is a sigmoid of one cosine: what counts is anomalous *against* normal": lambda q, p: (
+            100 * _cosines(q, p)[:, 1]
+        ).sigmoid(),
+        "this is a sigmoid of one cosine, without the temperature: what counts is anomalous *against* "
+        "normal, times 100": lambda q, p: _cosines(q, p)[:, 1].sigmoid(),
+        "these are dot products, not cosines: normalise the class embeddings": lambda q, p: (
+            100 * q @ p.T
+        ).softmax(-1)[:, 1],
+        "the softmax runs over the images: it belongs to the two columns of each image (dim=-1)": (
+            lambda q, p: (100 * _cosines(q, p)).softmax(0)[:, 1]
+        ),
+        "this is the difference of the cosines: a softmax makes a score between 0 and 1 of it": lambda q, p: (
+            _cosines(q, p)[:, 1] - _cosines(q, p)[:, 0]
+        ),
+        "this is the cosine to the anomalous prototype alone, which is high for nearly every image": (
+            lambda q, p: _cosines(q, p)[:, 1]
+        ),
+        "this is a verdict (0 or 1), not a score: return the softmax's probability": lambda q, p: (
+            _cosines(q, p).argmax(-1).float()
+        ),
+        "the 100 comes too late: it belongs inside the softmax": lambda q, p: (
+            100 * _cosines(q, p).softmax(-1)[:, 1]
+        ),
+        "the batch is normalised as a whole: each image's embedding gets unit length (dim=-1)": lambda q, p: (
+            100 * (q / q.norm()) @ p.T
+        ).softmax(-1)[:, 1],
+    },
+)
+
+
+def score_with_states(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    """Text scores [B] if only the states keep = [normal ones, anomalous ones] of [S, T, D] are used."""
+    kept = normal[keep[0]].flatten(0, 1), anomalous[keep[1]].flatten(0, 1)
+    return score_by_text(query, build_prototypes(*kept))
+
+
+def _ensembles(seed: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
+    g = generator(seed)
+    query, (first, second) = _queries(seed)[0], _near_pair(g, 8, 0.03)
+    # sentences of one state lie close together, and have any length
+    state = [v + 0.03 * torch.randn(count, 1, 8, generator=g) for v, count in ((first, 7), (second, 4))]
+    noisy = [s + 0.03 * torch.randn(len(s), 5, 8, generator=g) for s in state]
+    normal, anomalous = ((0.2 + 2 * torch.rand(*n.shape[:2], 1, generator=g)) * n for n in noisy)
+    keep = ([[0, 2, 3], [1, 3]], [[1], [0, 2]], [[0, 1, 3], [0]], [[1, 2], [1, 2, 3]])[seed]
+    return query, normal, anomalous, keep
+
+
+def _score(query: Tensor, normal: Tensor, anomalous: Tensor) -> Tensor:
+    return score_by_text(query, build_prototypes(normal, anomalous))
+
+
+def _dropped(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    others = [
+        [s for s in range(len(e)) if s not in k] for e, k in zip((normal, anomalous), keep, strict=True)
+    ]
+    return score_with_states(query, normal, anomalous, others)
+
+
+def _templates(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    return _score(query, normal[:, keep[0]].flatten(0, 1), anomalous[:, keep[1]].flatten(0, 1))
+
+
+def _state_by_state(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    means = [_unit(_unit(e[k]).mean(1)) for e, k in zip((normal, anomalous), keep, strict=True)]
+    return score_by_text(query, torch.stack([_unit(m.mean(0)) for m in means]))
+
+
+def _mean_of_scores(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    pairs = [score_with_states(query, normal, anomalous, [[i], [j]]) for i in keep[0] for j in keep[1]]
+    return torch.stack(pairs).mean(0)
+
+
+def _first_states(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    return _score(query, normal[: len(keep[0])].flatten(0, 1), anomalous[: len(keep[1])].flatten(0, 1))
+
+
+def _raw(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+    means = [e[k].flatten(0, 1).mean(0) for e, k in zip((normal, anomalous), keep, strict=True)]
+    return score_by_text(query, torch.stack(means))
+
+
+check_score_with_states = Exercise(
+    solution=score_with_states,
+    cases=_ensembles,
+    mistakes={
+        "`keep` changes nothing in your answer: all states are still in": lambda q, n, a, keep: _score(
+            q, n.flatten(0, 1), a.flatten(0, 1)
+        ),
+        "you *drop* the states in `keep`: they are the ones that stay": _dropped,
+        "you choose among the templates (axis 1): states are axis 0": _templates,
+        "the anomalous states are never chosen: `keep` has a list for each kind": lambda q, n, a, keep: (
+            _score(q, n[keep[0]].flatten(0, 1), a.flatten(0, 1))
+        ),
+        "the normal states are never chosen: `keep` has a list for each kind": lambda q, n, a, keep: _score(
+            q, n.flatten(0, 1), a[keep[1]].flatten(0, 1)
+        ),
+        "the two lists are swapped: keep[0] is of the normal states": lambda q, n, a, keep: score_with_states(
+            q, n, a, keep[::-1]
+        ),
+        "you average prototypes of single states: take the mean over all kept sentences at once": (
+            _state_by_state
+        ),
+        "you average scores: average the sentences' embeddings into prototypes, then score once": (
+            _mean_of_scores
+        ),
+        "you take the *first* states, as many as `keep` has: take those it names": _first_states,
+        "the sentences are not given unit length before the mean: use build_prototypes": _raw,
+        "normal and anomalous are the wrong way round: build_prototypes takes the normal sentences first": (
+            lambda q, n, a, keep: 1 - score_with_states(q, n, a, keep)
+        ),
+        "only the first template is used: keep all T sentences of a state": lambda q, n, a, keep: _score(
+            q, n[keep[0]][:, 0], a[keep[1]][:, 0]
+        ),
+    },
+)

@@ -64,7 +64,7 @@ check_slot_source = Exercise(
 # --- a test of one's own -----------------------------------------------------------------------------
 
 
-def largest_change(score: Callable[[Tensor, Tensor], Tensor], query: Tensor, prompt: Tensor) -> float:
+def largest_change(score: Callable, query: Tensor, prompt: Tensor) -> float:
     """Largest difference, over the images, between a score in the batch and the score alone."""
     together = score(query, prompt)
     alone = torch.cat([score(query[i : i + 1], prompt[i : i + 1]) for i in range(len(query))])

@@ -4,7 +4,8 @@ Two runs, one after the other (`RECIPES`). The first starts from a whitened patc
 small crops, then on whole pictures. The second starts from what the first exported and trains on whole
 pictures of a new corpus, two families a batch, so that things have rivals that look like them. Each draws its
 corpus once and exports an open_clip folder. Killed at any moment, the same command goes on from the last
-checkpoint, to the same weights. `--start FOLDER` runs the second from any exported folder.
+checkpoint, to the same weights. `--start FOLDER` runs the second from any exported folder;
+`--quick` is a run of a few minutes (`QUICK`) instead of both.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ RECIPES = {
     "first": Recipe(),
     "second": Recipe("second", crop_steps=0, whole_steps=0, kin_steps=5500, seed=1),
 }
+# `--quick`, to see the code learn: 600 steps in 200 s of a busy core (AMD EPYC), after the drawing. Held-out
+# contrastive loss 3.90 at the start, 3.54 after 100 steps, 3.08 at the end; chance is ln 40 = 3.69.
 QUICK = Recipe(triplets=1200, held_out=200, crop_steps=600, whole_steps=0)
 
 

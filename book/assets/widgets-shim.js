@@ -20,7 +20,12 @@ document.addEventListener("DOMContentLoaded", function () {
     for (const readout of slider.querySelectorAll("[contenteditable]")) readout.removeAttribute("contenteditable");
   }
   const icons = { "fa-play": "play", "fa-pause": "pause", "fa-stop": "stop" };
+  function begin(player) { // it plays once by itself, but not to readers who want no motion
+    player.dataset.begun = true;
+    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.querySelector("button").click();
+  }
   function mend() {
+    document.querySelectorAll(".widget-play:not([data-begun]):has(button)").forEach(begin);
     document.querySelectorAll(".widget-slider").forEach(name);
     for (const icon of document.querySelectorAll(".widget-play i"))
       for (const kind in icons) if (icon.classList.contains(kind)) set(icon.parentElement, "aria-label", icons[kind]);

@@ -22,7 +22,8 @@ document.addEventListener("DOMContentLoaded", function () {
   const icons = { "fa-play": "play", "fa-pause": "pause", "fa-stop": "stop" };
   function begin(player) { // it plays once by itself, but not to readers who want no motion
     player.dataset.begun = true;
-    if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.querySelector("button").click();
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (!still) setTimeout(() => player.querySelector("button").click(), 1500); // when all widgets stand
   }
   function mend() {
     document.querySelectorAll(".widget-play:not([data-begun]):has(button)").forEach(begin);

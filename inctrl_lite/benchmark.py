@@ -279,7 +279,7 @@ def _work(
 
 def _is_done(path: Path, of: str) -> bool:
     """Whether a cell's file is there and was computed of the same images."""
-    return path.exists() and json.loads(path.read_text())["contents"] == of
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["contents"] == of
 
 
 def _plain(name: str) -> str:
@@ -423,7 +423,9 @@ def _central(item: Item, side: int) -> np.ndarray:
 
 def summarise(folder: Path, failed: list[str] | None = None, write: bool = True) -> Run:
     """Read the finished cells of a run and write its tables and figures (`benchmark_report`)."""
-    records = [json.loads(path.read_text()) for path in sorted((folder / "cells").rglob("*.json"))]
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").rglob("*.json"))
+    ]
     failed = list(failed or [])
     rows = []
     for record in records:

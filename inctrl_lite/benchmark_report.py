@@ -179,7 +179,9 @@ def _tables(summary: pd.DataFrame, k: int) -> list[tuple[str, Table]]:
 
 def published_table(cells: pd.DataFrame) -> tuple[str, Table] | None:
     """Published numbers beside those measured here; None where no paper reports these data sets."""
-    published = pd.read_csv(io.StringIO(files("inctrl_lite").joinpath("published.csv").read_text()))
+    published = pd.read_csv(
+        io.StringIO(files("inctrl_lite").joinpath("published.csv").read_text(encoding="utf-8"))
+    )
     measured = cells.groupby(["dataset", "shots", "method"])["auroc"].mean()
     rows = []
     known = {d for d in cells["dataset"].unique() if d in set(published["dataset"])}

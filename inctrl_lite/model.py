@@ -179,8 +179,8 @@ class LiteHead(nn.Module):
     `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
     about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
-    on the probabilities themselves; (6) the class embedding's distance to the prompts, relative to theirs
-    from each other (`class_residual`), is a term of its own: what it takes to call a whole image another
+    on the probabilities themselves; (6) the class embedding's distance to the prompts, relative to what is
+    usual among them (`class_residual`), is a term of its own: what it takes to call a whole image another
     thing is not learned from defects. In the final score, the surprise of the patches or of the whole stands
     where the paper has the largest residual.
     """
@@ -195,8 +195,8 @@ class LiteHead(nn.Module):
         self.image = ScoreHead(embed_dim, norm=False)
         self.holistic = ScoreHead(self.RANKS, norm=False)
         self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
-        # a class embedding twice as far from the prompts as they are from each other: 1/2
-        self.whole = nn.Parameter(torch.tensor([4.0, math.log(2.0)]))
+        # a class embedding 1.5 times as far from the prompts as is usual here: 1/2
+        self.whole = nn.Parameter(torch.tensor([4.0, math.log(1.5)]))
 
     def forward(self, patch_map, residual, cosines, spread, whole) -> Scores:
         image = self.image(residual)

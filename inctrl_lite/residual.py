@@ -20,7 +20,7 @@ MAX_COSINES = 2**24
 # Half of one minus the cosine of two pictures' class embeddings if they show the same kind of thing, and how
 # many prompts' word it weighs: chosen on left-out families of the auxiliary set and on unseen characters and
 # silhouettes (benchmarks/choose_whole.py).
-USUAL, USUAL_VOTES = 0.04, 2
+USUAL, USUAL_VOTES = 0.04, 4
 
 
 def layer_residual_maps(
@@ -112,8 +112,8 @@ def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
 
     >>> prompt = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])    # the third is unlike the others
     >>> far, usual = class_residual(torch.tensor([[-1.0, 0.0]]), prompt)[0].tolist()
-    >>> round(far, 3), round(usual, 3)              # (1/6)^(2/4) 0.04^(2/4): two votes each
-    (0.5, 0.082)
+    >>> round(far, 3), round(usual, 3)              # (1/6)^(2/6) 0.04^(4/6): two votes, and four
+    (0.5, 0.064)
     """
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
     nearest = (query.unsqueeze(-2) @ prompt.transpose(-1, -2)).squeeze(-2).amax(-1)

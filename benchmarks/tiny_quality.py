@@ -1,7 +1,7 @@
 """How good is the embedded CLIP? python benchmarks/tiny_quality.py [--data FOLDER]
 
 Three runs of the benchmark, each resumable: the embedded protocol and, with --data (folders of real images in
-MVTec's layout), the real one, with 15 prompt draws and three trained heads (each scores five of the draws);
+MVTec's layout), the real one, with several prompt draws and three trained heads, which score them in turn;
 and the embedded protocol on an untrained tower with a whitened patch embedding, for what needs no words.
 Writes benchmarks/results/{embedded,real,untrained}/ and benchmarks/results/tiny_quality.md; with --log, a
 pretraining's log.jsonl, also pretraining.csv and pretraining.png: quality against compute.
@@ -26,7 +26,7 @@ from inctrl_lite.benchmark import FREE, Run, embedded, real, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, markdown, resample, verdict
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
-from inctrl_lite.tiny.pretrain import PATCH, Pretraining, Recipe
+from inctrl_lite.tiny.pretrain import PATCH, RECIPES, Pretraining, Recipe
 
 SHOTS = (2, 4, 8)
 DEFECTS = ("unseen-industrial", "solar", "fabric", "mri-like", "ct-like")
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--seeds", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     matplotlib.use("agg")
     settings = {"shots": SHOTS, "seeds": options.seeds}
@@ -193,7 +193,7 @@ def main() -> None:
     write_text(RESULTS / "tiny_quality.md", "\n\n".join(text) + "\n")
     print("\n\n".join(text))
     if options.log:
-        table = pretraining_log(options.log, Recipe())
+        table = pretraining_log(options.log, RECIPES["second"])
         write_text(RESULTS / "pretraining.csv", table.to_csv(index=False, float_format="%.4f"))
         draw_log(table).savefig(RESULTS / "pretraining.png", dpi=110)
 

@@ -26,8 +26,15 @@ FIGURES = {  # file name -> caption
 }
 PROTOCOLS = {
     "embedded": "Unseen worlds, embedded backbone",
-    "pretrained": "Procedural worlds, pretrained backbone",
-    "real": "Real data sets",
+    "real": "Small subsets of real data sets, embedded backbone",
+    "untrained": "Unseen worlds, the tower before training",
+    "paper": "The paper's protocol",
+}
+NOTES = {
+    "real": "The images are resized and re-encoded subsets: these are *not* the published benchmarks, and "
+    "not comparable with published numbers.",
+    "untrained": "Only methods that need no words and no training: the tower is random, but for a whitened "
+    "patch embedding.",
 }
 
 
@@ -40,22 +47,11 @@ def results_page(results: Path) -> str:
         "subject of notebooks [8](notebooks/08_evaluation.ipynb) and "
         "[9](notebooks/09_across_domains.ipynb).",
     ]
-    for run in sorted(results.glob("*/run.json")):
-        parts += benchmark(run.parent)
-    parts += recorded(
-        results,
-        "worlds",
-        "The embedded detector, world by world",
-        "The numbers of the README: mean and deviation over the draws of normal prompts. *patch max* is the "
-        "training-free baseline on the same backbone with the same prompts.",
-    )
-    parts += recorded(
-        results,
-        "real_subsets",
-        "Small subsets of real data sets",
-        "Resized and re-encoded subsets, K = 4: these are *not* the published benchmarks, and not comparable "
-        "with published numbers.",
-    )
+    if (results / "tiny_quality.md").exists():
+        parts += quality(results)
+    for name in PROTOCOLS:
+        if (results / name / "run.json").exists():
+            parts += benchmark(results / name)
     if (results / "speed.json").exists():
         parts += speed(results)
     return "\n\n".join(parts) + "\n"
@@ -73,7 +69,7 @@ def benchmark(folder: Path) -> list[str]:
         f"## {title}",
         f"{len(worlds)} data sets, {seeds} draws of the normal prompts, backbone `{settings['backbone']}`. "
         "All methods see the same frozen features and the same normal prompts. InCTRL was trained once, on "
-        f"the auxiliary set alone. {machine(run['environment'])}",
+        f"the auxiliary set alone. {machine(run['environment'])} {NOTES.get(settings['protocol'], '')}",
     ]
     images = {path.stem: path for path in sorted(folder.rglob("*.png"))}
     ordered = [name for name in FIGURES if name in images] + sorted(set(images) - set(FIGURES))
@@ -129,13 +125,13 @@ def against_best(mine: pd.DataFrame) -> str:
     return f"{note}\n\n{markdown(head, rows)}"
 
 
-def recorded(results: Path, name: str, title: str, note: str) -> list[str]:
-    """A table that was recorded as Markdown, with its machine."""
-    if not (results / f"{name}.md").exists():
-        return []
-    table = narrow((results / f"{name}.md").read_text(encoding="utf-8").strip())
-    run = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-    return [f"## {title}", f"{note} {machine(run['environment'])}", table]
+def quality(results: Path) -> list[str]:
+    """What `benchmarks/tiny_quality.py` says of the embedded model, with the pretraining's curve."""
+    text = (results / "tiny_quality.md").read_text(encoding="utf-8").strip()
+    parts = ["## The embedded model in short", narrow(text)]
+    if (results / "pretraining.png").exists():
+        parts.append(figure(results / "pretraining.png", "Held-out accuracy of the second pretraining run."))
+    return parts
 
 
 def speed(results: Path) -> list[str]:

@@ -39,3 +39,7 @@ document.addEventListener("DOMContentLoaded", function () {
 document.addEventListener("change", function (event) {
   if (event.target.matches(".sd-tab-set > input")) window.dispatchEvent(new Event("resize"));
 });
+// 5. the entries of a bibliography stand in lists, but do not say that they are its items
+document.addEventListener("DOMContentLoaded", function () {
+  document.querySelectorAll('[role="list"] > [role="doc-biblioentry"]').forEach((entry) => entry.setAttribute("role", "listitem"));
+});

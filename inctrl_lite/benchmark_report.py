@@ -289,7 +289,8 @@ def by_dataset(summary: pd.DataFrame) -> Figure:
         ax.minorticks_off()
     for ax in axes.flat[len(datasets) :]:
         ax.set_axis_off()
-    figure.supxlabel("normal prompts K", fontsize=10)
+    for ax in axes[-1]:  # a label below all panels would lie in the legend
+        ax.set_xlabel("normal prompts K", fontsize=9)
     figure.supylabel("AUROC", fontsize=10)
     figure.legend(
         *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False

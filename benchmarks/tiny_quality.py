@@ -185,7 +185,7 @@ def main() -> None:
     summaries = {name: pd.read_csv(run.folder / "summary.csv") for name, run in runs.items()}
     trained = pd.concat([s.assign(protocol=name) for name, s in summaries.items() if name != "untrained"])
     text = [
-        markdown("Figures", table_of(figures_of(trained[trained["dataset"] != MEAN]))),
+        markdown("Against the aims", table_of(figures_of(trained[trained["dataset"] != MEAN]))),
         markdown("InCTRL against the best training-free method", table_of(gains(trained))),
         markdown("InCTRL against patch max, mean over the data sets", table_of(against_patch_max(runs))),
         markdown("The tower before training, mean AUROC over the nine worlds", table_of(before(summaries))),

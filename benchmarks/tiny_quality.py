@@ -45,6 +45,7 @@ def untrained(folder: Path) -> Backbone:
     """The tower before its first step: random, but for the whitened patch embedding."""
     Pretraining(folder, Recipe(triplets=300, held_out=0)).export(folder / "weights")
     backbone = Backbone.load(f"local-dir:{folder / 'weights'}")
+    backbone.name = "untrained tower"
     backbone.has_words = False  # its text tower has read nothing
     return backbone
 

@@ -141,7 +141,7 @@ def frame(picture: Picture, caption: str) -> ipywidgets.HTML:
     )
 
 
-def png(picture: Picture, dpi: int = 84) -> bytes:
+def png(picture: Picture, dpi: int = 76) -> bytes:
     """A Figure or picture as a PNG of 256 colours, a third of the size of a full one."""
     if not isinstance(picture, Image.Image):
         buffer = BytesIO()

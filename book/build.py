@@ -7,6 +7,7 @@ Where nothing at all changed, nothing is made.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -17,10 +18,12 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import yaml
+from PIL import Image
 from results import results_page
 from vendor import vendor, vendored
 
@@ -162,12 +165,25 @@ def dress(name: str) -> Notebook:
         if cell.cell_type != "code":
             continue
         cell.metadata["mystnb"] = {"image": {"alt": caption(following)}}
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = lighter(output.data["image/png"])
         for i, output in reversed(list(enumerate(cell.outputs))):
             view = output.get("data", {}).get("application/vnd.jupyter.widget-view+json")
             if view and (picture := still(widgets["state"], view["model_id"])):
                 data = {"text/html": f"<noscript>{picture}</noscript>"}
                 cell.outputs.insert(i + 1, nbformat.v4.new_output("display_data", data))
     return notebook
+
+
+def lighter(picture: str) -> str:
+    """The same PNG, packed better and without matplotlib's transparency of nothing."""
+    image = Image.open(BytesIO(base64.b64decode(picture)))
+    if image.mode == "RGBA" and image.getextrema()[3] == (255, 255):
+        image = image.convert("RGB")
+    buffer = BytesIO()
+    image.save(buffer, format="png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def caption(following: Notebook | None) -> str:

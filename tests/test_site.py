@@ -4,6 +4,7 @@
 (`pip install -e ".[browser]"`); it can reach nothing but the site, and asking for anything else is an error.
 """
 
+import base64
 import fnmatch
 import functools
 import hashlib
@@ -15,12 +16,15 @@ import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -102,6 +106,18 @@ def test_a_still_is_what_the_widget_shows_first(build):
     }
     assert build.still(state, "all") == "<figure>2</figure>"
     assert build.still(state, "slider") == ""
+
+
+def test_pictures_get_lighter_and_stay_the_same(build):
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
+    noise[:8] = 255
+    for alpha in (255, 9):  # opaque, and not
+        noise[..., 3] = alpha
+        buffer = BytesIO()
+        Image.fromarray(noise).save(buffer, "PNG")
+        packed = base64.b64decode(build.lighter(base64.b64encode(buffer.getvalue()).decode()))
+        assert np.array_equal(np.asarray(Image.open(BytesIO(packed)).convert("RGBA")), noise)
+        assert alpha == 9 or len(packed) < len(buffer.getvalue())
 
 
 def test_a_caption_is_the_alternative_text(build):

@@ -12,12 +12,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -204,27 +206,48 @@ def still(state: dict, model: str) -> str:
     return next(filter(None, (still(state, child) for child in children)), "")
 
 
+def project() -> dict:
+    """What pyproject.toml says of the package."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def repository() -> str:
-    """The address of the sources, as pyproject.toml gives it."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+    """The address of the sources."""
+    return project()["urls"]["Homepage"]
+
+
+@lru_cache(maxsize=1)
+def revision() -> str:
+    """What the site is built from: the tag of a release, else the commit; without git, the version's tag."""
+    for question in (["describe", "--exact-match", "--tags"], ["rev-parse", "HEAD"]):
+        if not shutil.which("git"):
+            break
+        answer = subprocess.run(["git", *question], cwd=ROOT, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return answer.stdout.strip()
+    return f"v{project()['version']}"
 
 
 def launch_links(path: str) -> dict[str, str]:
-    """Where a file of the repository can be run or read: label -> address."""
-    name = repository().removeprefix("https://github.com/")
+    """Where a file of the repository can be run or read, as this site shows it: label -> address."""
+    name, at = repository().removeprefix("https://github.com/"), revision()
     return {
-        "Colab": f"https://colab.research.google.com/github/{name}/blob/main/{path}",
-        "Binder": f"https://mybinder.org/v2/gh/{name}/main?urlpath=lab/tree/{path}",
-        "GitHub": f"{repository()}/blob/main/{path}",
+        "Colab": f"https://colab.research.google.com/github/{name}/blob/{at}/{path}",
+        "Binder": f"https://mybinder.org/v2/gh/{name}/{at}?urlpath=lab/tree/{path}",
+        "GitHub": f"{repository()}/blob/{at}/{path}",
     }
+
+
+def install_line() -> str:
+    """How Colab installs the package as of this site."""
+    return f"%pip install git+{repository()}@{revision()}"
 
 
 def with_launch_links(notebook: Notebook, name: str) -> Notebook:
     """A line below the title."""
     links = " · ".join(f"[{k}]({v})" for k, v in launch_links(f"notebooks/{name}.ipynb").items())
     title, _, rest = notebook.cells[0].source.partition("\n")
-    install = f"`%pip install git+{repository()}`"
-    line = f"```{{div}} launch\nOpen in {links} (on Colab, run {install} first)\n```"
+    line = f"```{{div}} launch\nOpen in {links} (on Colab, run `{install_line()}` first)\n```"
     notebook.cells[0].source = f"{title}\n\n{line}\n{rest}"
     return notebook
 

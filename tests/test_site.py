@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -75,9 +76,31 @@ def test_launch_links_lead_to_files_of_the_repository(build):
         assert set(links) == {"Colab", "Binder", "GitHub"}
         for link in links.values():
             assert link.startswith("https://") and "inctrl-lite/inctrl_lite" in link
-            target = re.search(r"(?:blob/main|lab/tree)/(.+)$", link)[1]
+            target = re.search(rf"(?:blob/{build.revision()}|lab/tree)/(.+)$", link)[1]
             assert (ROOT / target).is_file(), link
     assert (ROOT / "environment.yml").is_file()  # what Binder installs
+
+
+def test_links_and_install_line_name_the_version_that_the_site_shows(build, tmp_path, monkeypatch):
+    def at(folder: Path, *commands: list[str]) -> str:
+        for command in commands:
+            subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
+        build.revision.cache_clear()
+        return build.revision()
+
+    for name in ("NAME", "EMAIL"):
+        for who in ("AUTHOR", "COMMITTER"):
+            monkeypatch.setenv(f"GIT_{who}_{name}", "a@b")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    assert at(tmp_path) == f"v{build.project()['version']}"  # an archive without git's folder
+    commit = at(tmp_path, ["init"], ["commit", "--allow-empty", "-m", "first"])
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    assert build.install_line().endswith(f"@{commit}")
+    assert at(tmp_path, ["tag", "v9"]) == "v9"
+    assert all("/v9" in link for link in build.launch_links("a.ipynb").values())
+    build.revision.cache_clear()
 
 
 def test_the_site_names_one_repository(build):

@@ -94,6 +94,11 @@ def load_manifest(path: str | Path) -> Manifest:
         first, _, table = path.read_text(encoding="utf-8").partition("\n")
         head = json.loads(first.removeprefix("#"))
         version, dataset, domain, root = (head[key] for key in ("version", "dataset", "domain", "root"))
+    except FileNotFoundError as error:
+        raise InctrlError(
+            f"cannot read the manifest {path}: there is none. 'inctrl-lite data prepare NAME' makes one of a "
+            "data set's files"
+        ) from error
     except OSError as error:
         raise InctrlError(f"cannot read the manifest {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError) as error:

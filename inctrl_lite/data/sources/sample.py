@@ -59,7 +59,7 @@ def warn_of_strangers(root: Path, strangers: Iterable[str]) -> None:
     """Say which folders were left out because the data set has no such thing."""
     if names := sorted(strangers):
         warnings.warn(
-            f"{root} holds {len(names)} folders that are no part of the data set and are left out: "
+            f"{root} holds folders that are no part of the data set and are left out ({len(names)}): "
             f"{', '.join(names[:6])}",
             stacklevel=2,
         )

@@ -207,8 +207,9 @@ def run_benchmark(
     )
     failed = []
     work = [
-        (category, [cell for cell in cells if not _is_done(cell[0], contents(category))])
+        (category, [cell for cell in cells if not _is_done(cell[0], held)])
         for category, cells in _work(protocol, shots, seeds, folder, failed)
+        for held in [contents(category)]
     ]
     work = [(category, cells) for category, cells in work if cells]
     trained: list[list[Method]] = [[]]
@@ -341,6 +342,7 @@ def _run_category(
     drawn = list({item: None for prompt in draws.values() for item in prompt})
     row = {item: i for i, item in enumerate(drawn)}
     pool = Images(drawn, backbone, store)
+    held = contents(category)
     found: dict[Path, dict[str, list[dict]]] = {path: {} for path, _, _ in cells}
     maps: dict[Path, list[torch.Tensor]] = {path: [] for path, _, _ in cells}
     for start in range(0, len(category.test), CHUNK):
@@ -361,7 +363,7 @@ def _run_category(
             "dataset": category.dataset,
             "category": category.name,
             "domain": category.domain,
-            "contents": contents(category),
+            "contents": held,
             "shots": k,
             "seed": seed,
             "prompts": [item.name for item in draws[k, seed]],

@@ -48,18 +48,13 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> average_precision([0, 1, 1], [0.5, 0.1, 0.9])    # precision 1 at the first, 2/3 at the last
     0.8333333333333333
     """
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(*_checked(labels, scores)))
+    return _average_precision(*_curve(labels, scores)[:2])
 
 
 def f1_by_threshold(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """F1 of calling anomalous whatever scores at least t, for every score t: (thresholds, F1)."""
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, thresholds = precision_recall_curve(*_checked(labels, scores))
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return thresholds, f1[:-1]
+    precision, recall, thresholds = _curve(labels, scores)
+    return thresholds, _f1(precision, recall)
 
 
 def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
@@ -68,11 +63,27 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     Raises:
         InctrlError: only one class, scores that are not finite, or lengths that differ.
     """
+    precision, recall, _ = _curve(labels, scores)
     return {
         "auroc": auroc(labels, scores),
-        "ap": average_precision(labels, scores),
-        "f1_max": float(f1_by_threshold(labels, scores)[1].max()),
+        "ap": _average_precision(precision, recall),
+        "f1_max": float(_f1(precision, recall).max()),
     }
+
+
+def _curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall (each with one more entry) and thresholds, from the smallest threshold up."""
+    from sklearn.metrics import precision_recall_curve
+
+    return precision_recall_curve(*_checked(labels, scores))
+
+
+def _average_precision(precision: np.ndarray, recall: np.ndarray) -> float:
+    return float(-np.sum(np.diff(recall) * precision[:-1]))
+
+
+def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    return (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
 
 
 def pixel_metrics(masks: np.ndarray, maps: np.ndarray) -> dict[str, float]:

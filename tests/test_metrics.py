@@ -50,6 +50,17 @@ def test_only_the_order_matters():
     assert image_metrics(labels, scores) == image_metrics(labels, np.exp(9 * scores))
 
 
+def test_precision_and_recall_give_what_scikit_learn_gives():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 60), np.round(rng.normal(size=60), 1)  # with ties
+    found = image_metrics(labels, scores)
+    assert found["ap"] == pytest.approx(metrics.average_precision_score(labels, scores), abs=1e-12)
+    assert found["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+    best = max(metrics.f1_score(labels, scores >= t) for t in scores)
+    assert found["f1_max"] == pytest.approx(best, abs=1e-12)
+
+
 @pytest.mark.parametrize("metric", [auroc, average_precision, image_metrics, calibrate_threshold])
 def test_what_cannot_be_measured_is_refused(metric):
     with pytest.raises(InctrlError, match="none of the 2 images is anomalous.*both classes"):

@@ -106,7 +106,12 @@ class Exercise:
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two results are equal: numbers and arrays up to `tolerance`, containers part by part."""
+    """Whether two results are equal: numbers and arrays up to `tolerance`, containers part by part.
+
+    An array or tensor `a` will do where `b` is a tuple or list of as many parts.
+    """
+    if isinstance(b, list | tuple) and isinstance(a, np.ndarray | Tensor) and a.ndim:
+        a = list(a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):

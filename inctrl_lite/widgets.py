@@ -130,10 +130,10 @@ def _loss_curve(losses: Sequence[float], window: int = 10) -> tuple[Figure, str]
     return figure, f"{caption} {recent[-1]:.3f}." if recent else "No step yet."
 
 
-def frame(picture: Picture, caption: str) -> ipywidgets.HTML:
+def frame(picture: Picture, caption: str, few_colours: bool = True) -> ipywidgets.HTML:
     """A picture with its caption as a widget."""
     text = html.escape(caption)
-    data = base64.b64encode(png(picture)).decode()
+    data = base64.b64encode(png(picture, few_colours)).decode()
     return ipywidgets.HTML(
         f'<figure class="explorer-frame" style="margin:0.5em 0">'
         f'<img alt="{text}" src="data:image/png;base64,{data}" style="max-width:100%;height:auto">'
@@ -141,15 +141,16 @@ def frame(picture: Picture, caption: str) -> ipywidgets.HTML:
     )
 
 
-def png(picture: Picture, dpi: int = 76) -> bytes:
-    """A Figure or picture as a PNG of 256 colours, a third of the size of a full one."""
+def png(picture: Picture, few_colours: bool = True, dpi: int = 76) -> bytes:
+    """A Figure or picture as a PNG: of 256 colours, it has a third of the size of a full one."""
     if not isinstance(picture, Image.Image):
         buffer = BytesIO()
         picture.savefig(buffer, format="png", dpi=dpi)
         picture = Image.open(buffer)
-    buffer = BytesIO()
-    few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    few.save(buffer, format="png", optimize=True)
+    picture, buffer = picture.convert("RGB"), BytesIO()
+    if few_colours:
+        picture = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
@@ -184,14 +185,15 @@ def upload(detector: AnomalyDetector, example: Any, category: str | None = None)
             button.value = ()
 
     button.observe(answer, "value")
-    return ipywidgets.VBox([button, shown])
+    return ipywidgets.VBox([ipywidgets.HBox([button]), shown])
 
 
 def _answer(detector: AnomalyDetector, category: str | None, name: str, content: bytes) -> ipywidgets.HTML:
     """What to show for an uploaded file: its verdict, or why there is none."""
     try:
         picture = Image.open(BytesIO(content), formats=FORMATS)
-        return frame(*_verdict(next(detector.stream([(name, picture)], category))))
+        verdict = _verdict(next(detector.stream([(name, picture)], category)))
+        return frame(*verdict, few_colours=False)  # no page of the site holds it
     except InctrlError as error:
         reason = str(error)
     except Exception:  # Pillow's decoders fail in many ways

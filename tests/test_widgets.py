@@ -103,7 +103,7 @@ def as_png(array: np.ndarray) -> bytes:
 
 def send(box: ipywidgets.VBox, **files: bytes) -> list[str]:
     """What the box shows after an upload, as the browser would make it."""
-    box.children[0].value = tuple(
+    box.children[0].children[0].value = tuple(
         {"name": f"{name}.png", "type": "image/png", "size": len(content), "content": memoryview(content)}
         | {"last_modified": datetime.now(UTC)}
         for name, content in files.items()
@@ -125,7 +125,7 @@ def test_uploaded_pictures_get_a_verdict_each(box, detector):
         prediction = detector.predict(array)[0]
         side = "above" if prediction.is_anomalous else "not above"
         assert f"{name}.png: score {prediction.score:.3f}, {side} the threshold" in answer
-    assert box.children[0].value == ()  # nothing of it is saved with the notebook
+    assert box.children[0].children[0].value == ()  # nothing of it is saved with the notebook
     assert len(send(box, third=as_png(black))) == 1
 
 

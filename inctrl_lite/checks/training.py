@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from inctrl_lite.checks.engine import Exercise, generator
 from inctrl_lite.losses import focal_loss as library_focal_loss
@@ -41,6 +42,11 @@ def _weighted_by_the_right(scores: Tensor, labels: Tensor, gamma: float) -> Tens
     return (-(p**gamma) * p.log()).mean()
 
 
+def _of_the_mean(scores: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    cross_entropy = F.binary_cross_entropy(scores, labels)
+    return (1 - (-cross_entropy).exp()) ** gamma * cross_entropy
+
+
 def _weight_detached(scores: Tensor, labels: Tensor, gamma: float) -> Tensor:
     p = scores * labels + (1 - scores) * (1 - labels)
     return (-((1 - p.detach()) ** gamma) * p.log()).mean()
@@ -70,6 +76,8 @@ check_focal_loss = Exercise(
         "a loss is large for mistakes: the minus sign before the logarithm is missing": (
             lambda s, y, gamma: -focal_loss(s, y, gamma)
         ),
+        "one weight for the whole batch, made from its mean cross-entropy: each image has a weight of its "
+        "own, so take the mean last (reduction='none' keeps the images apart)": _of_the_mean,
         "gamma changes nothing: this is plain cross-entropy, the weight is missing": (
             lambda s, y, gamma: focal_loss(s, y, 0.0)
         ),
@@ -109,6 +117,8 @@ check_loss_range = Exercise(
             1 - label, gamma
         ),
         "this is cross-entropy: the weight (1 - p_t) ** gamma is missing": _without_weight,
+        "smallest first: you return the loss at score 0, then that at score 1, and for label 1 the first is "
+        "the larger": lambda label, gamma: loss_range(label, gamma)[:: -1 if label else 1],
         "you take a score of 1 as perfect and one of 0 as worst: for a normal image it is the other way "
         "round": lambda label, gamma: loss_range(label, gamma) if label else loss_range(label, gamma)[::-1],
     },

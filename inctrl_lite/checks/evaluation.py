@@ -56,6 +56,9 @@ check_auroc = Exercise(
         "you count wins but do not divide by the number of pairs": lambda y, s: (
             auroc(y, s) * float((y == 0).sum() * (y == 1).sum())
         ),
+        "a lost pair counts -1 in your answer, and a tie 0: count a lost pair 0, a tie 1/2 and a win 1": (
+            lambda y, s: float(np.sign(_difference(y, s)).mean())
+        ),
         "this is accuracy at a threshold of 0.5: no threshold is needed here, only the order": (
             lambda y, s: float(((s > 0.5) == y).mean())
         ),
@@ -110,6 +113,8 @@ check_seed_interval = Exercise(
         "this is mean plus and minus one deviation, whatever the level": lambda v, c: _around(
             v, float(np.std(v, ddof=1))
         ),
+        "these are quantiles of the single draws: asked is an interval of their *mean*, mean -/+ t * s / "
+        "sqrt(n)": lambda v, c: tuple(np.quantile(v, [(1 - c) / 2, (1 + c) / 2]).tolist()),
         "mean and half width is what you return: asked are the two ends": lambda v, c: (
             float(np.mean(v)),
             _half(v, c),

@@ -10,13 +10,11 @@ from inctrl_lite.metrics import auroc
 def _draws(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     normal, anomalous = 14 + seed, 9 + 2 * seed
-    labels = np.repeat([0, 1], [normal, anomalous])
+    labels = rng.permutation(np.repeat([0, 1], [normal, anomalous]))
     shared = rng.normal(labels, 1.0)
     ours, rival = shared + 0.6 * labels + 0.3 * rng.normal(size=len(labels)), shared
-    picks = [
-        np.concatenate([rng.integers(0, normal, normal), normal + rng.integers(0, anomalous, anomalous)])
-        for _ in range(60)
-    ]
+    classes = [np.flatnonzero(labels == label) for label in (0, 1)]
+    picks = [np.concatenate([rng.choice(members, len(members)) for members in classes]) for _ in range(60)]
     return labels, ours, rival, np.stack(picks)
 
 
@@ -76,7 +74,7 @@ check_paired_interval = Exercise(
         ),
         "your interval lies around 0: do not subtract the mean of the differences": _around_zero,
         "the labels are not drawn along with the scores: index all three alike": lambda y, a, b, p: _ends(
-            np.array([auroc(y, a[q]) - auroc(y, b[q]) for q in p[:, ::-1]])
+            np.array([auroc(y, a[q]) - auroc(y, b[q]) for q in p])
         ),
     },
 )
@@ -87,6 +85,7 @@ def _table(seed: int) -> tuple[pd.DataFrame, str]:
     methods = ["ours", *(f"rival {i}" for i in range(2 + seed))]
     values = rng.uniform(0.5, 1.0, (4 + seed, len(methods)))
     values[:, 0] = values[:, 1:].mean(1) + 0.12
+    values[0, 0] = values[0, 1:].max()  # a tie
     index = [f"set {i}" for i in range(len(values))]
     return pd.DataFrame(values.clip(0, 1), index, methods), "ours"
 
@@ -142,6 +141,9 @@ check_margins = Exercise(
         ),
         '"ahead": of *all* rivals, not of one of them': _changed(
             ahead=lambda t, o: (t[o] > _rivals(t, o)[_rivals(t, o).mean().idxmax()]).mean()
+        ),
+        '"ahead" of all rivals: level with the best of them is not ahead': _changed(
+            ahead=lambda t, o: (t[o] >= _rivals(t, o).max(axis=1)).mean()
         ),
         "the sign is turned round: ours minus the rival's": lambda t, o: {
             k: -v if k != "ahead" else v for k, v in margins(t, o).items()

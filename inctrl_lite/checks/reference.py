@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, difference, generator, same
 from inctrl_lite.residual import patch_residual_map
 
 
@@ -140,14 +140,47 @@ def _prompts_of_one(score: Callable, query: Tensor, prompt: Tensor) -> float:
     return _largest(score(query, prompt) - torch.cat([score(q[None], prompt[:1]) for q in query]))
 
 
-check_largest_change = Exercise(
+def _shuffled(score: Callable, query: Tensor, prompt: Tensor) -> float:
+    order = torch.randperm(len(query), generator=generator(7))
+    return _largest(score(query, prompt)[order] - score(query[order], prompt[order]))
+
+
+NEVER_TOGETHER = (
+    "your test scores single images only, and the defect needs batch mates: score the whole batch, too"
+)
+NEVER_ALONE = (
+    "score each image in a batch of ONE, query[i : i + 1] with prompt[i : i + 1]: in a shuffled or doubled "
+    "batch it still has mates, and a score that depends on them can pass"
+)
+
+
+class _Test(Exercise):
+    """A test as an exercise: also says what a test did not look at."""
+
+    def _diagnose(self, cases: list[tuple], results: list[dict], expected: list[dict]) -> str:
+        message = super()._diagnose(cases, results, expected)
+        if any(hint in message for hint in self.mistakes):
+            return message
+        for seen, hint in (
+            ("scores several images together", NEVER_TOGETHER),
+            ("scores images alone", NEVER_ALONE),
+        ):
+            if not all(result[seen] for result in results):
+                return f"{self.name}: {hint}"
+        changes = [
+            (one["largest change"], other["largest change"])
+            for one, other in zip(results, expected, strict=True)
+        ]
+        wrong = next(pair for pair in changes if not same(*pair, self.tolerance))
+        return f"{self.name}: {difference(*wrong)}"
+
+
+check_largest_change = _Test(
     solution=largest_change,
     cases=_scored,
     run=_watched,
     mistakes={
-        "your test scores single images only, and the defect needs batch mates: score the whole batch, too": (
-            lambda score, q, p: _largest(_alone(score, q, p) - _alone(score, q, p))
-        ),
+        NEVER_TOGETHER: lambda score, q, p: _largest(_alone(score, q, p) - _alone(score, q, p)),
         "your test compares the batch with itself: that finds randomness, but a defect that is the same "
         "every time passes": lambda score, q, p: _largest(score(q, p) - score(q, p)),
         "your test compares shapes: here every shape is right, and the numbers are not": (
@@ -162,6 +195,7 @@ check_largest_change = Exercise(
         ),
         "in another order an image still has the same batch mates: a score that depends on *who* is there, "
         "as with BatchNorm in training mode, passes. Compare with the image alone": _reversed,
+        NEVER_ALONE: _shuffled,
         "half a batch may be mixed up like a whole one: compare with the image alone": _halves,
         "only the means are compared: scores that were swapped have the same mean": lambda score, q, p: abs(
             _changes(score, q, p).mean().item()

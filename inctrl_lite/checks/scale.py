@@ -51,6 +51,9 @@ check_tower_seconds = Exercise(
         "the query itself passes through the tower, too: 1 + K images": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, k - 1, r, stored)
         ),
+        "each query of the batch brings K prompts of its own: multiply by 1 + K, do not add K": (
+            lambda i, s, b, k, r, stored: (i if stored else s * (b + k)) / r
+        ),
         "divide by the rate: more images a second take less time": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, k, 1 / r, stored)
         ),

@@ -28,6 +28,8 @@ check_threshold_at_rate = Exercise(
     mistakes={
         "np.quantile lies between two scores unless told otherwise, and may let one alarm too many through: "
         "take one of the scores": lambda s, rate: float(np.quantile(s, 1 - rate)),
+        'for np.quantile n scores are n - 1 steps, so method="higher" can land on a score too large: '
+        "count the scores above it": lambda s, rate: float(np.quantile(s, 1 - rate, method="higher")),
         "this cuts at the low end: alarms are the large scores": lambda s, rate: float(np.quantile(s, rate)),
         "this is sorted from small to large: count the alarms from the largest score down": lambda s, rate: (
             float(np.sort(s)[int(rate * len(s))])
@@ -52,10 +54,13 @@ def normals_needed(rate: float, confidence: float) -> int:
 
 check_normals_needed = Exercise(
     solution=normals_needed,
-    cases=lambda seed: ((0.05, 0.95), (0.1, 0.9), (0.02, 0.95), (0.01, 0.99))[seed],
+    cases=lambda seed: ((0.05, 0.95), (0.1, 0.9), (0.5, 0.75), (0.01, 0.99))[seed],
     mistakes={
         "round up: with one image fewer the chance is still too large": lambda rate, confidence: int(
             math.log(1 - confidence) / math.log(1 - rate)
+        ),
+        "where the division comes out whole, that number is enough: round up, do not add 1": (
+            lambda rate, confidence: math.floor(math.log(1 - confidence) / math.log(1 - rate)) + 1
         ),
         "after 1 / rate images you expect one alarm, but seeing none is still likely": (
             lambda rate, confidence: math.ceil(round(1 / rate, 6))

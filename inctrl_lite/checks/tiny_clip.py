@@ -114,6 +114,9 @@ check_contrastive_loss = Exercise(
         "the scale is missing: cosines alone lie between -1 and 1, too close together for a softmax": (
             lambda i, t, s, same: contrastive_loss(i, t, torch.ones_like(s), same)
         ),
+        "the scale comes as it is, not as its logarithm: no .exp() here": lambda i, t, s, same: (
+            contrastive_loss(i, t, s.exp(), same)
+        ),
         "you divide by the scale: it multiplies the cosines (a temperature, 1 / scale, would divide)": (
             lambda i, t, s, same: contrastive_loss(i, t, 1 / s, same)
         ),

@@ -1,5 +1,6 @@
 """The exercises' checks: answer keys pass, known mistakes get their own hint."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,3 +69,31 @@ def test_other_mistakes_are_described(answer, message):
     with pytest.raises(CheckFailed, match=message) as failure:
         DOUBLE(answer)
     assert failure.value._render_traceback_()[0].startswith("✗ double")
+
+
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor])
+def test_a_list_an_array_or_a_tensor_will_do_for_a_tuple(form, capsys):
+    pair = Exercise(solution=lambda seed: (seed + 0.5, 2.0), cases=lambda seed: (seed,))
+    pair(lambda seed: form([seed + 0.5, 2.0]))
+    assert "right on" in capsys.readouterr().out
+    with pytest.raises(CheckFailed):
+        pair(lambda seed: form([seed + 0.5, 3.0]))
+
+
+def shuffled_by_lot(score, query, prompt):
+    order = torch.randperm(len(query))
+    return (score(query, prompt)[order] - score(query[order], prompt[order])).abs().max().item()
+
+
+def doubled(score, query, prompt):
+    alone = [
+        score(q.expand(2, -1, -1, -1), p.expand(2, -1, -1, -1, -1))
+        for q, p in zip(query, prompt, strict=True)
+    ]
+    return (score(query, prompt) - torch.stack(alone)[:, 0]).abs().max().item()
+
+
+@pytest.mark.parametrize("answer", [shuffled_by_lot, doubled])
+def test_a_test_without_a_batch_of_one_is_told_so(answer):
+    with pytest.raises(CheckFailed, match="in a batch of ONE"):
+        checks.check_largest_change(answer)

@@ -80,6 +80,84 @@ def test_a_list_an_array_or_a_tensor_will_do_for_a_tuple(form, capsys):
         pair(lambda seed: form([seed + 0.5, 3.0]))
 
 
+@pytest.mark.parametrize("right", [[0.5], {"a": 1}, {1, 2}, None, "word", True])
+@pytest.mark.parametrize("answer", [np.array(["a", "b"]), np.array([["a"], ["b"]]), {1, 3}, "other", print])
+def test_any_answer_can_be_compared(answer, right):
+    with pytest.raises(CheckFailed, match="double"):
+        Exercise(
+            solution=double, cases=lambda seed: (seed,), run=lambda f, x: f(x) if f != double else right
+        )(lambda x: answer)
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    return x[:2] / 2
+
+
+HALVE = Exercise(
+    solution=halve,
+    cases=lambda seed: (torch.arange(5.0) + seed,),
+    mistakes={"take two first": lambda x: x / torch.tensor([2.0, 2.0])},
+    inputs=lambda x: f"a row of {len(x)} numbers",
+    explain=lambda case, result, right: "are all kept?" if len(result) == 5 else None,
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda x: x / (torch.ones(2) + 1),
+            "take two first\n  It raised RuntimeError.*\n  with a row of 5 numbers",
+        ),
+        (lambda x: x / torch.ones(3), "halve raised RuntimeError.*\n  with a row of 5 numbers"),
+        (lambda x: x / 2, "are all kept"),
+        (lambda x: x[:2], "returns 1 at"),
+    ],
+)
+def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
+    with pytest.raises(CheckFailed, match=message):
+        HALVE(answer)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "message"),
+    [
+        (
+            checks.check_sample_normals,
+            lambda names, query, shots, seed: [name for name in names if name != query][-shots:],
+            "all different, none the query",
+        ),
+        (
+            checks.check_find_leaks,
+            lambda train, test: [name for name in test if name == "test/2"],
+            r"test/2 .* is not in training",
+        ),
+        (
+            checks.check_images_first,
+            lambda t: t[:, 1:].permute(3, 0, 1, 2),
+            r"\[C, L, N, B\] is what you return",
+        ),
+        (checks.check_audit, lambda module: {"trained": 0, "dead": 0, "frozen": 0}, "counts 0 numbers as"),
+        (
+            checks.check_is_batch_invariant,
+            lambda score, x: all(
+                bool((score(x[i : i + 1]) - score(x)[i]).abs() < 1e-4) for i in range(len(x) - 1)
+            ),
+            "True .* of a model that is wrong for one image",
+        ),
+        (
+            checks.check_is_batch_invariant,
+            lambda score, x: bool((score(x) - score(x.roll(1, 0)).roll(-1, 0)).abs().max() < 1e-4),
+            "in a batch of ONE",
+        ),
+        (checks.check_final_score, lambda *a: a[2].amax(1) @ a[3], r"patch_map \[B, N\] = \[3, 10\]"),
+    ],
+)
+def test_the_unknown_mistake_is_described_in_words(exercise, answer, message):
+    with pytest.raises(CheckFailed, match=message):
+        exercise(answer)
+
+
 def shuffled_by_lot(score, query, prompt):
     order = torch.randperm(len(query))
     return (score(query, prompt)[order] - score(query[order], prompt[order])).abs().max().item()

@@ -33,6 +33,14 @@ check_patch_of_pixel = Exercise(
         "the number is no whole number: divide with // and not with /": lambda y, x, side, width: (
             (y / side) * (width // side) + x / side
         ),
+        "dividing the pixel's number by the pixels of a patch does not give the patch: a row of pixels runs "
+        "through a whole row of patches. Find the row and the column of the patch first": (
+            lambda y, x, side, width: (y * width + x) // side**2
+        ),
+        "row and column are right, but added: above lie whole rows, width // side patches each": (
+            lambda y, x, side, width: y // side + x // side
+        ),
+        "this is row and column: asked is one number": lambda y, x, side, width: (y // side, x // side),
         "this is the number of the *pixel*, divided: find the row and the column of the patch first": (
             lambda y, x, side, width: (y * width + x) // side
         ),
@@ -100,6 +108,20 @@ check_collect_taps = Exercise(
 )
 
 
+def _letters(case: tuple, result, right: Tensor) -> str | None:
+    """The shape of a result in letters, if it has the right axes in a wrong order."""
+    sizes = list(right.shape)
+    if not isinstance(result, Tensor) or sorted(result.shape) != sorted(sizes) or len({*sizes}) < 4:
+        return None
+    if list(result.shape) == sizes:
+        return "the shape is right and the numbers are not: somewhere a reshape stands for a permute"
+    letters = ", ".join("BLNC"[sizes.index(size)] for size in result.shape)
+    return (
+        f"[{letters}] is what you return, [B, L, N, C] is asked: permute lists, for each axis of the "
+        "result, which axis of its input it was"
+    )
+
+
 def images_first(tokens: Tensor) -> Tensor:
     """Patch tokens [B, L, N, C] of stacked, sequence-first block outputs [L, 1 + N, B, C]."""
     return tokens[:, 1:].permute(2, 0, 1, 3)
@@ -131,6 +153,7 @@ def _late_drop(tokens: Tensor) -> Tensor:
 check_images_first = Exercise(
     solution=images_first,
     cases=_sequence_first,
+    explain=_letters,
     mistakes={
         "right shape, wrong numbers: reshape keeps the order in memory and only cuts it anew, so patches of "
         "all images are mixed: use permute": _reshaped,
@@ -154,6 +177,10 @@ check_images_first = Exercise(
         ),
         "nothing has changed places yet: [L, N, B, C] is what you return, [B, L, N, C] is asked": (
             lambda t: t[:, 1:]
+        ),
+        "you say where each old axis goes, but permute asks the other way round: for each new axis, which "
+        "old one it is. [N, C, L, B] is what you return; B (old axis 2) comes first: permute(2, 0, 1, 3)": (
+            lambda t: t[:, 1:].permute(1, 3, 0, 2)
         ),
         "you permute the inverse way: permute lists, for each new axis, which old one it is, so B (old axis "
         "2) comes first: permute(2, 0, 1, 3)": lambda t: t[:, 1:].permute(1, 2, 0, 3),

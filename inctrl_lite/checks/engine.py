@@ -7,6 +7,7 @@ library's function.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -40,6 +41,9 @@ class Exercise:
         mistakes: hint -> what somebody who makes this mistake would write.
         library: what the notebook goes on with if nothing was attempted; None: the solution.
         run: how to use an answer that is no plain function (a class), given the answer and the arguments.
+        inputs: a case in words, where a student's function gets something else than the case itself.
+        explain: case, result, right result -> in words what is wrong with an answer that no known mistake
+            gives; None: nothing better to say than where the numbers differ.
         tolerance: largest absolute difference that counts as equal.
     """
 
@@ -48,6 +52,8 @@ class Exercise:
     mistakes: Mapping[str, Callable] = field(default_factory=dict)
     library: Callable | None = None
     run: Callable = lambda answer, *arguments: answer(*arguments)
+    inputs: Callable[..., str] | None = None
+    explain: Callable[[tuple, Any, Any], str | None] = lambda case, result, right: None
     tolerance: float = 1e-5
     number: int = 4
 
@@ -72,9 +78,7 @@ class Exercise:
             except NotImplementedError:
                 return self._not_attempted()
             except Exception as error:
-                raise CheckFailed(
-                    f"{self.name} raised {type(error).__name__}: {error}\n  with arguments {describe(case)}"
-                ) from error
+                raise CheckFailed(self._raised(cases, results, error)) from error
             if not same(list(given), list(case), 0.0):
                 raise CheckFailed(f"{self.name} changes its arguments in place: work on copies")
         if same(results, expected, self.tolerance):
@@ -87,6 +91,29 @@ class Exercise:
             raise CheckFailed(f"{self.name} was not attempted")
         print(f"○ {self.name}: not attempted yet; the notebook goes on with the library's")
         return self.library or self.solution
+
+    def _raised(self, cases: list[tuple], results: list, error: Exception) -> str:
+        """What an answer raised, behind the hint of a known mistake that raises the same."""
+        case, hint = cases[len(results)], ""
+        for known, wrong in self.mistakes.items():
+            produced = []
+            try:
+                for one in cases:
+                    produced.append(self.run(wrong, *deepcopy(one)))
+            except Exception as other:
+                alike = (type(other), str(other)) == (type(error), str(error))
+                if alike and same(results, produced, self.tolerance):
+                    hint = f"{known}\n  It "
+                    break
+        start = f"{self.name}: {hint}" if hint else f"{self.name} "
+        return f"{start}raised {type(error).__name__}: {error}\n  with {self._describe(case)}"
+
+    def _describe(self, case: tuple) -> str:
+        """What a student's function was given, in short."""
+        if self.inputs is not None:
+            return self.inputs(*case)
+        names = list(inspect.signature(self.solution).parameters)
+        return describe(case, names if len(names) == len(case) else None)
 
     def _diagnose(self, cases: list[tuple], results: list, expected: list) -> str:
         """The hint for a known mistake, or where the answer differs."""
@@ -102,7 +129,8 @@ class Exercise:
             for row in zip(cases, results, expected, strict=True)
             if not same(row[1], row[2], self.tolerance)
         )
-        return f"{self.name}: {difference(result, right)}\n  with arguments {describe(case)}"
+        said = None if result is None else self.explain(case, result, right)
+        return f"{self.name}: {said or difference(result, right)}\n  with {self._describe(case)}"
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
@@ -118,7 +146,8 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
     one, other = _array(a), _array(b)
     if one is None or other is None:
-        return one is None and other is None and (a is b or bool(a == b))
+        equal = a is b or a == b  # an array of words answers with an array
+        return one is None and other is None and isinstance(equal, bool | np.bool_) and bool(equal)
     return one.shape == other.shape and np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
 
 
@@ -148,12 +177,18 @@ def difference(result: Any, right: Any) -> str:
     return f"returns {one[worst]:.6g}{at}, expected {other[worst]:.6g}"
 
 
-def describe(arguments: Sequence[Any]) -> str:
-    """Arguments in short: shapes for arrays, values for the rest."""
-    return ", ".join(
-        f"{type(a).__name__} {list(a.shape)}" if hasattr(a, "shape") and a.shape else f"{a!r:.60}"
-        for a in arguments
-    )
+def describe(arguments: Sequence[Any], names: Sequence[str] | None = None) -> str:
+    """Arguments in short, by name: shapes for arrays, values for the rest."""
+
+    def short(value: Any) -> str:
+        if hasattr(value, "shape") and value.shape:
+            return f"{type(value).__name__} {list(value.shape)}"
+        text = repr(value)
+        return text if len(text) <= 70 else f"{text[:68]} …"
+
+    if names is None:
+        return ", ".join(map(short, arguments))
+    return "; ".join(f"{name} = {short(value)}" for name, value in zip(names, arguments, strict=True))
 
 
 def generator(seed: int) -> torch.Generator:

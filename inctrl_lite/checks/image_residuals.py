@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, difference, generator
 from inctrl_lite.model import Adapter as LibraryAdapter
 
 # --- the adapter -------------------------------------------------------------------------------------
@@ -60,10 +60,37 @@ def _with_learned_weights(answer: Callable, width: int, reduction: int, x: Tenso
     if not isinstance(module, nn.Module) or type(module).forward is nn.Module.forward:
         raise TypeError("an adapter is an nn.Module with a method `forward`")
     parameters = sorted(module.parameters(), key=lambda p: tuple(p.shape))
+    if not parameters:
+        raise TypeError("the adapter has no parameters")
     with torch.no_grad():
         for i, parameter in enumerate(parameters):
             parameter.copy_(torch.randn(parameter.shape, generator=generator(i)))
         return [list(p.shape) for p in parameters], module.eval()(x)
+
+
+class _Hidden(nn.Module):
+    """An adapter whose layers are kept where nobody finds their parameters."""
+
+    def __init__(self, width: int, reduction: int = 4):
+        super().__init__()
+        middle = width // reduction
+        self.layers = [nn.Linear(width, middle, bias=False), nn.Linear(middle, width, bias=False)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](x).relu()).relu()
+
+
+def _not_an_adapter(case: tuple, result, right) -> str | None:
+    """Whether it is the matrices or the answer that differs."""
+    width, reduction, x = case
+    (shapes, answer), (right_shapes, right_answer) = result, right
+    if shapes != right_shapes:
+        return f"holds parameters of shapes {shapes}, expected {right_shapes}"
+    return f"with the right parameters, forward {difference(answer, right_answer)}"
+
+
+def _made_for(width: int, reduction: int, x: Tensor) -> str:
+    return f"Adapter({width}, {reduction}), called with embeddings {list(x.shape)}"
 
 
 def _embeddings(seed: int) -> tuple[int, int, Tensor]:
@@ -77,7 +104,14 @@ check_Adapter = Exercise(
     library=LibraryAdapter,
     cases=_embeddings,
     run=_with_learned_weights,
+    inputs=_made_for,
+    explain=_not_an_adapter,
     mistakes={
+        "the middle always has 160 numbers, which is the paper's size: it is width // reduction": _wrong(
+            _right_forward, inner=lambda width, reduction: 160
+        ),
+        "nn.Module finds no parameters: layers in a plain list are hidden from it, and would never be "
+        "trained. Keep them as self.down and self.up, or in an nn.ModuleList": _Hidden,
         "the linear layers have a bias: psi has none, so pass bias=False": _wrong(_right_forward, bias=True),
         "the last ReLU is missing: there is one after each of the two layers": _wrong(
             lambda m, x: m.up(m.down(x).relu())
@@ -134,7 +168,13 @@ check_adapted_residual = Exercise(
     solution=adapted_residual,
     cases=_prompts,
     run=lambda answer, down, up, query, prompt: answer(_psi(down, up), query, prompt),
+    inputs=lambda down, up, query, prompt: (
+        f"a small adapter, query [B, D] = {list(query.shape)}, prompts {list(prompt.shape)}, that is "
+        + ("[K, D], shared by all" if prompt.ndim == 2 else "[B, K, D], K for each query")
+    ),
     mistakes={
+        "the mean runs over axis 1. That is the K prompts in [B, K, D], but in [K, D] it is the D numbers: "
+        "count from the end, the prompts are axis -2 in both": lambda psi, q, p: psi(p).mean(1) - psi(q),
         "the mean is taken before the adapter: adapt every prompt first, then average": (
             lambda psi, q, p: psi(p.mean(-2)) - psi(q)
         ),
@@ -242,11 +282,32 @@ def _only(counted: Callable[[str, Tensor], bool]) -> Callable[[nn.Module], dict[
     return wrong
 
 
+def _in_numbers(case: tuple, result, right: dict[str, int]) -> str | None:
+    if not isinstance(result, dict):
+        return f"returns a {type(result).__name__}: asked is a dictionary with {', '.join(right)}"
+    if result.keys() != right.keys():
+        return f"returns the keys {', '.join(map(str, result))}; asked are {', '.join(right)}"
+    return "; ".join(
+        f"counts {result[kind]} numbers as {kind}, expected {right[kind]}"
+        for kind in right
+        if result[kind] != right[kind]
+    )
+
+
 check_audit = Exercise(
     solution=audit,
     cases=lambda seed: (seed,),
     run=_audited,
+    inputs=lambda seed: (
+        "a module after a backward pass: a frozen linear layer and norm, a head of four layers, a norm that "
+        "forward never uses, and two parameters of its own, one of which always gets a gradient of zero"
+    ),
+    explain=_in_numbers,
     mistakes={
+        "only the parameters of its layers are counted: those that belong to the module itself are missing. "
+        "module.parameters() yields all": _only(lambda name, p: "." in name),
+        "only layers right below the module are counted, none of the layers inside of them: "
+        "module.parameters() yields all": _only(lambda name, p: name.count(".") == 1),
         "dead parameters count as trained: requires_grad is only the wish; look whether a gradient arrived": (
             lambda m: _count(m, lambda name, p: "trained" if p.requires_grad else "frozen")
         ),

@@ -197,6 +197,21 @@ def _mean_of_scores(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list
     return torch.stack(pairs).mean(0)
 
 
+def _mean_over(axis: int):
+    """Raw means over the templates or the states first, then prototypes of the means."""
+
+    def wrong(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
+        return _score(query, normal[keep[0]].mean(axis), anomalous[keep[1]].mean(axis))
+
+    return wrong
+
+
+def _unit_means_over_states(
+    query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]
+) -> Tensor:
+    return _score(query, _unit(normal[keep[0]]).mean(0), _unit(anomalous[keep[1]]).mean(0))
+
+
 def _first_states(query: Tensor, normal: Tensor, anomalous: Tensor, keep: list[list[int]]) -> Tensor:
     return _score(query, normal[: len(keep[0])].flatten(0, 1), anomalous[: len(keep[1])].flatten(0, 1))
 
@@ -230,6 +245,12 @@ check_score_with_states = Exercise(
         "you average scores: average the sentences' embeddings into prototypes, then score once": (
             _mean_of_scores
         ),
+        "you average the templates of a state before the sentences have unit length, so long ones count for "
+        "more: give build_prototypes all the sentences, `.flatten(0, 1)`, and no means": _mean_over(1),
+        "you average over the states, template by template, before the sentences have unit length: give "
+        "build_prototypes all the sentences, `.flatten(0, 1)`, and no means": _mean_over(0),
+        "you average over the states, and these means get unit length once more: give build_prototypes all "
+        "the sentences, `.flatten(0, 1)`": _unit_means_over_states,
         "you take the *first* states, as many as `keep` has: take those it names": _first_states,
         "the sentences are not given unit length before the mean: use build_prototypes": _raw,
         "normal and anomalous are the wrong way round: build_prototypes takes the normal sentences first": (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,11 +86,51 @@ def _text_at_the_largest(maps: Tensor, image: Tensor, text: Tensor) -> Tensor:
     return maps + image + text * (maps == maps.amax(1, keepdim=True))
 
 
+def _without_an_axis(q, p, maps, text, psi, eta, phi):
+    return (phi(maps + _image(q, p, psi, eta) + text) + maps.amax(1)) / 2
+
+
+def _kept_axis(q, p, maps, text, psi, eta, phi):
+    holistic = phi(maps + _image(q, p, psi, eta)[:, None] + text[:, None])
+    return (holistic + maps.amax(1, keepdim=True)) / 2
+
+
+def _cut(which: str) -> Callable:
+    """A forward pass that expects [B, 1] of a head."""
+
+    def wrong(q, p, maps, text, psi, eta, phi):
+        image = _image(q, p, psi, eta)
+        image = image[:, 0] if which == "eta" else image
+        holistic = phi(maps + image[:, None] + text[:, None])
+        return (holistic[:, 0] + maps.amax(1)) / 2
+
+    return wrong
+
+
+def _given(query, prompt, maps, text, *_) -> str:
+    """What a student's function gets: the rest of a case makes the adapter and the heads."""
+    shapes = {"query [B, D]": query, "prompt [K, D]": prompt, "patch_map [B, N]": maps, "text [B]": text}
+    said = ", ".join(f"{name} = {list(value.shape)}" for name, value in shapes.items())
+    return f"{said}; eta makes [B] of [B, D], phi makes [B] of [B, N]"
+
+
 check_final_score = Exercise(
     solution=final_score,
     cases=_features,
     run=_assembled,
+    inputs=_given,
     mistakes={
+        "scores [B] do not fit beside maps [B, N]: PyTorch matches the *last* axes, images with patches. "
+        "image[:, None] and text[:, None] are [B, 1]": _without_an_axis,
+        "[B] and [B, 1] make a table [B, B]: take the largest residual without keepdim, as [B]": (_kept_axis),
+        "eta and phi give one number an image, [B] and not [B, 1]: there is no second axis to take away": (
+            _cut("eta")
+        ),
+        "the mean of the prompts runs over axis 1, the D numbers: the K prompts are axis 0": _begun(
+            lambda psi, q, p: psi(p).mean(1) - psi(q)
+        ),
+        "the prompts are not averaged: prompt [K, D] does not fit beside query [B, D]. Take the mean over "
+        "axis 0": _begun(lambda psi, q, p: psi(p) - psi(q)),
         "the 1/2 is missing: the code averages the holistic score and the largest patch residual": _ended(
             lambda h, m, plus: h + m.amax(1)
         ),
@@ -217,6 +258,40 @@ def _judged(answer: Callable, images: Tensor) -> dict:
     return verdicts | {"scores a batch": max(sizes, default=0) > 1, "scores alone": 1 in sizes}
 
 
+# what is wrong with each model, in words
+TOLD = {
+    "good": "is right, and says so only if the batch axis is kept",
+    "rounding": "differs by rounding alone",
+    "batch mean": "subtracts the mean of the batch",
+    "neighbour": "gives every image its neighbour's score",
+    "pairs": "exchanges the scores of images two by two",
+    "size": "depends on how many images there are",
+    "earlier": "adds something of the images before",
+    "second": "is wrong for one image, the second",
+    "last": "is wrong for one image, the last",
+}
+ALONE = (
+    "score each image alone, in a batch of ONE, images[i : i + 1]: in half a batch, or a shuffled one, it "
+    "still has mates, and a score that depends on them can pass"
+)
+TOGETHER = "score the whole batch, too: without mates no defect shows"
+
+
+def _misjudged(case: tuple, result: dict, right: dict) -> str | None:
+    """What a test did not look at, or which model it judges wrongly."""
+    for seen, hint in (("scores a batch", TOGETHER), ("scores alone", ALONE)):
+        if not result[seen]:
+            return hint
+    for name, told in TOLD.items():
+        verdict = result[name]
+        if not isinstance(verdict, bool | np.bool_ | int) and getattr(verdict, "shape", None) != ():
+            return f"returns {verdict!r:.80}: asked is one verdict, True or False"
+        if bool(verdict) != right[name]:
+            says = "True (no score changes)" if verdict else "False (some score changes)"
+            return f"your test says {says} of a model that {told}"
+    return None
+
+
 def _alone(score: Callable, images: Tensor) -> Tensor:
     return torch.cat([score(image[None]) for image in images])
 
@@ -242,7 +317,15 @@ check_is_batch_invariant = Exercise(
     solution=is_batch_invariant,
     cases=lambda seed: (torch.randn((8, 4, 12, 16)[seed], 5, generator=generator(seed)),),
     run=_judged,
+    inputs=lambda images: f"images {list(images.shape)}, and {len(MODELS)} models, one after the other",
+    explain=_misjudged,
     mistakes={
+        "only the first half is compared with the whole batch, and it still has mates: compare with each "
+        "image alone": lambda score, x: _small(score(x)[: len(x) // 2] - score(x[: len(x) // 2])),
+        "the scores of one half are compared with those of the other: these are other images. Compare image "
+        "i in the batch with image i alone": lambda score, x: _small(
+            score(x[: len(x) // 2]) - score(x[len(x) // 2 :])
+        ),
         "your test compares the batch with itself: a defect that is the same every time passes. Compare with "
         "each image alone": lambda score, x: _small(score(x) - score(x)),
         "your test scores images alone, twice: no batch mates, no defect. Score the whole batch, too": (

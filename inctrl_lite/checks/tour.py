@@ -24,5 +24,15 @@ check_effect_of_shots = Exercise(
         "this is the error of the mean; asked is how far single draws lie apart: no division by the root "
         "of n": lambda a: (a.mean(1), a.std(1) / a.shape[1] ** 0.5),
         "this is the variance: take its square root": lambda a: (a.mean(1), a.var(1)),
+        "the two have changed places: the mean comes first (torch.std_mean gives the deviation first)": (
+            lambda a: (a.std(1), a.mean(1))
+        ),
+        "each row is one K's mean and deviation: asked are two tensors [n], means and deviations": (
+            lambda a: torch.stack([a.mean(1), a.std(1)], dim=1)
+        ),
+        "the deviations are missing: return two tensors, `mean, deviation`": lambda a: a.mean(1),
+        "these are the mean and deviation of all numbers at once: asked is one of each for every K": (
+            lambda a: (a.mean(), a.std())
+        ),
     },
 )

@@ -216,8 +216,11 @@ def run_benchmark(
     if work and backbone.has_words:
         trained = train_methods(protocol, backbone, store, min(HEADS, seeds), team, progress)
     if work and team.is_main and not (folder / COST).exists():
-        table = measure_cost([*free, *trained[0]], work[0][0], backbone, max(shots))
-        write_text(folder / COST, table.to_csv(index=False))
+        for category, _ in work:  # the first one that can be read
+            table = measure_cost([*free, *trained[0]], category, backbone, max(shots))
+            if len(table):
+                write_text(folder / COST, table.to_csv(index=False))
+                break
     mine = work[team.rank :: team.size]
     bar = tqdm(mine, desc=protocol.name, unit="category", disable=not (progress and team.is_main))
     for category, cells in bar:
@@ -397,7 +400,8 @@ def _score(
         scores = [round(s, 7) for s in answer.scores.double().tolist()]
         return {"scores": scores, "seconds": time.perf_counter() - began}, answer
     except Exception as error:  # a method that fails must not take the others along
-        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(limit=3)}, None
+        kind = "" if isinstance(error, InctrlError) else f"{type(error).__name__}: "
+        return {"error": f"{kind}{error}", "trace": traceback.format_exc(limit=3)}, None
 
 
 def _pixels(maps: torch.Tensor, items: Sequence[Item], grid: tuple[int, int]) -> dict[str, float]:
@@ -428,19 +432,23 @@ def summarise(folder: Path, failed: list[str] | None = None, write: bool = True)
     records = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").rglob("*.json"))
     ]
-    failed = list(failed or [])
-    rows = []
+    rows, errors = [], {}
     for record in records:
         place = {key: record[key] for key in ("dataset", "category", "domain", "shots", "seed")}
         for name, found in record["methods"].items():
             if "error" in found:
-                failed.append(f"{place['dataset']}/{place['category']}, {name}: {found['error']}")
+                where = f"{place['dataset']}/{place['category']}"
+                errors.setdefault((where, found["error"]), {})[name] = len(record["methods"])
                 continue
             extra = {k: found[k] for k in ("pixel_auroc", "aupro", "seconds") if k in found}
             images = {"images": len(record["labels"])}
             rows.append(
                 place | {"method": name} | image_metrics(record["labels"], found["scores"]) | extra | images
             )
+    failed = list(failed or [])
+    for (where, error), methods in errors.items():  # once for all methods, draws and K
+        named = "all methods" if len(methods) == max(methods.values()) else ", ".join(methods)
+        failed.append(f"{where}, {named}: {error}")
     cells = pd.DataFrame(rows)
     if len(cells) and write:
         cost = pd.read_csv(folder / COST) if (folder / COST).exists() else None

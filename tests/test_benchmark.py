@@ -109,6 +109,17 @@ def test_a_failing_method_is_named_and_the_others_go_on(run, monkeypatch):
     assert {"InCTRL", "patch max"} <= set(result.cells["method"])
 
 
+def test_an_unreadable_image_fails_its_category_alone(run, protocol, tmp_path):
+    broken = draw_category("screw")
+    (tmp_path / "half.png").write_bytes(b"\x89PNG")
+    broken = replace(broken, test=(replace(broken.test[0], image=tmp_path / "half.png"), *broken.test[1:]))
+    result = run(replace(protocol, tests={"bad": lambda: [broken], **protocol.tests}))  # the first of all
+    (line,) = result.failed  # once, though every method failed on every draw
+    assert line.startswith("bad/screw, all methods: ") and "half.png" in line
+    assert set(result.cells["dataset"]) == {"one", "two"}
+    assert "InCTRL" in set(pd.read_csv(result.folder / "cost.csv")["method"])
+
+
 def test_what_cannot_be_tested_is_named(run, small_categories):
     def unreadable():
         raise InctrlError("no such folder")

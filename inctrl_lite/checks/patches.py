@@ -19,7 +19,7 @@ def _features(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def patch_residual_map(query: Tensor, prompt: Tensor) -> Tensor:
-    """Residual maps [B, N] of queries [B, L, N, C] against K normal prompts [K, L, N, C]."""
+    """Residual maps [B, N] of queries [B, L, N, C] against K normal prompts [K, L, M, C]."""
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
     cosines = torch.einsum("blnc,klmc->blnkm", query, prompt)
     nearest = cosines.flatten(-2).amax(-1)

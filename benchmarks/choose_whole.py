@@ -46,8 +46,8 @@ from inctrl_lite.tiny.corpus import (
 
 POOL, NORMAL, ANOMALOUS = 8, 10, 12  # images a category: prompts' pool, test normals, test anomalies
 SHOTS = (2, 4, 8)
-USUAL, VOTES = (0.02, 0.04, 0.08), (0, 1, 2, 4)
-SLOPE, TIMES = (2.0, 4.0), (1.5, 2.0, 3.0)
+USUAL, VOTES = (0.02, 0.04, 0.06, 0.08), (0, 2, 4, 8)
+SLOPE, TIMES = (2.0, 4.0, 6.0), (1.25, 1.5, 2.0)
 
 
 def picture(thing: Thing, *stream: int, faults: tuple[str, ...] = ()) -> np.ndarray:
@@ -76,6 +76,17 @@ def things(make: Callable, name: str, first: int, groups: int = 4, size: int = 6
             )
 
 
+def mixtures(make: Callable, name: str, first: int, groups: int = 3) -> Iterator[Category]:
+    """Three things are normal and three are not, as where a data set's normal class has several kinds."""
+    for group in range(groups):
+        kin = [make(default_rng(0), f"{name} {first + 6 * group + i}") for i in range(6)]
+        yield category(
+            f"{name} mixture {group}",
+            lambda i, kin=kin, group=group: picture(kin[i % 3], group, 7, i),
+            lambda i, kin=kin, group=group: picture(kin[3 + i % 3], group, 7, i, 1),
+        )
+
+
 def scans(count: int = 8) -> Iterator[Category]:
     """Grey specimens, sound and damaged."""
     for n in range(count):
@@ -93,6 +104,10 @@ def development() -> dict[str, list[Category]]:
         "scans": list(scans()),
         "characters": list(things(sign, "character", INVENTED_CHARACTERS + 10)),
         "silhouettes": list(things(silhouette, "silhouette", SILHOUETTES + 10)),
+        "mixtures": [
+            *mixtures(sign, "character", INVENTED_CHARACTERS + 100),
+            *mixtures(silhouette, "silhouette", SILHOUETTES + 100),
+        ],
     }
 
 

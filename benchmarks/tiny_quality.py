@@ -3,8 +3,9 @@
 Three runs of the benchmark, each resumable: the embedded protocol and, with --data (folders of real images in
 MVTec's layout), the real one, with several prompt draws and three trained heads, which score them in turn;
 and the embedded protocol on an untrained tower with a whitened patch embedding, for what needs no words.
-Writes benchmarks/results/{embedded,real,untrained}/ and benchmarks/results/tiny_quality.md; with --log, a
-pretraining's log.jsonl, also pretraining.csv and pretraining.png: quality against compute.
+Then InCTRL with either head, every prompt draw with every head seed. Writes
+benchmarks/results/{embedded,real,untrained}/, crossed.csv and tiny_quality.md. (Quality against compute:
+benchmarks/pretraining.py.)
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
+from crossed import crossed, spread
 from record import RESULTS, keep
 
 from inctrl_lite.backbone import Backbone
 from inctrl_lite.benchmark import FREE, Run, embedded, real, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, markdown, resample, verdict
+from inctrl_lite.features import FeatureStore
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
-from inctrl_lite.tiny.pretrain import PATCH, RECIPES, Pretraining, Recipe
+from inctrl_lite.tiny.pretrain import Pretraining, Recipe
 
 SHOTS = (2, 4, 8)
+PROMPTS, HEADS = 5, 3  # draws and head seeds that are crossed
 DEFECTS = ("unseen-industrial", "solar", "fabric", "mri-like", "ct-like")
 DIGITS, DRAWN = ("digits",), ("drawn",)
 REAL_INDUSTRIAL = ("mvtec", "sdd", "elpv")
@@ -125,50 +127,9 @@ def table_of(rows: list[dict]) -> Table:
     return Table(list(rows[0]), shown)
 
 
-def pretraining_log(path: Path, recipe: Recipe) -> pd.DataFrame:
-    """The log's rows with held-out accuracies, their phase, and the millions of patches seen until then."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    table = pd.DataFrame([row for row in rows if "held-out identity" in row]).drop_duplicates("step")
-    ends = np.cumsum([phase.steps for phase in recipe.phases])
-    table["phase"] = [
-        recipe.phases[int(np.searchsorted(ends, step, "right").clip(max=2))].name for step in table["step"]
-    ]
-    tokens = np.concatenate(
-        [np.full(p.steps, 3 * p.batch * (p.size // PATCH) ** 2) for p in recipe.phases]
-    ).cumsum()
-    table["million patches"] = [tokens[step - 1] / 1e6 for step in table["step"]]
-    kept = ["step", "phase", "million patches", *(c for c in table if c.startswith("held-out"))]
-    return table[kept]
-
-
-def draw_log(table: pd.DataFrame) -> Figure:
-    """Held-out accuracy against compute."""
-    sns.set_theme(style="whitegrid")
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
-    ax = figure.subplots()
-    names = {
-        "held-out patch pairs": "the defect has the larger patch residual",
-        "held-out referee pairs": "damaged told from normal by the class residual",
-        "held-out damaged pairs": "damaged is farther than normal",
-        "held-out odd pairs": "another thing is farther than the same",
-    }
-    for (name, label), colour, marker in zip(
-        names.items(), sns.color_palette("colorblind"), "osD^", strict=False
-    ):
-        ax.plot(table["million patches"], table[name], color=colour, marker=marker, markersize=3, label=label)
-    for phase, start in table.groupby("phase", sort=False)["million patches"].min().items():
-        ax.axvline(start, color="grey", linewidth=0.8, linestyle=":")
-        ax.annotate(f" {phase}", (start, 0.87), fontsize=8, color="0.4")
-    ax.set(xlabel="patches seen (millions)", ylabel="accuracy on held-out triplets")
-    ax.set_ylim(0.5, 0.89)
-    ax.legend(frameon=False, fontsize=8)
-    return figure
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--log", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
@@ -183,20 +144,23 @@ def main() -> None:
         runs["real"] = run_benchmark(real(options.data), options.out, **settings)
     for name, run in runs.items():
         keep(run.folder, RESULTS / name)
+    backbone = Backbone.load()
+    pairs = crossed(backbone, FeatureStore(backbone), SHOTS, PROMPTS, HEADS)
+    write_text(RESULTS / "crossed.csv", pairs.to_csv(index=False, float_format="%.4f"))
     summaries = {name: pd.read_csv(run.folder / "summary.csv") for name, run in runs.items()}
     trained = pd.concat([s.assign(protocol=name) for name, s in summaries.items() if name != "untrained"])
     text = [
         markdown("Against the aims", table_of(figures_of(trained[trained["dataset"] != MEAN]))),
         markdown("InCTRL against the best training-free method", table_of(gains(trained))),
         markdown("InCTRL against patch max, mean over the data sets", table_of(against_patch_max(runs))),
+        markdown(
+            f"{PROMPTS} prompt draws x {HEADS} trained heads, mean over the nine worlds",
+            table_of(spread(pairs)),
+        ),
         markdown("The tower before training, mean AUROC over the nine worlds", table_of(before(summaries))),
     ]
     write_text(RESULTS / "tiny_quality.md", "\n\n".join(text) + "\n")
     print("\n\n".join(text))
-    if options.log:
-        table = pretraining_log(options.log, RECIPES["second"])
-        write_text(RESULTS / "pretraining.csv", table.to_csv(index=False, float_format="%.4f"))
-        draw_log(table).savefig(RESULTS / "pretraining.png", dpi=110)
 
 
 if __name__ == "__main__":

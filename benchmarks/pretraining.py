@@ -1,0 +1,132 @@
+"""Quality against compute: python benchmarks/pretraining.py runs/tiny
+
+Takes the folder that `python -m inctrl_lite.tiny.pretrain` was given: for each run in it the held-out
+accuracies of its log, and for its snapshots (every 1,000th step and the last) AUROC on the unseen worlds at
+K = 4, of methods without training and of InCTRL trained on top. A run that is not there counts with its
+compute alone. Writes benchmarks/results/pretraining.csv and pretraining.png.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from crossed import crossed, mean_of_worlds
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from inctrl_lite.backbone import Backbone
+from inctrl_lite.benchmark_report import MINE
+from inctrl_lite.features import FeatureStore
+from inctrl_lite.files import write_text
+from inctrl_lite.tiny.pretrain import CROWD_KEEPS, GRID, PATCH, RECIPES, Recipe
+
+RESULTS = Path(__file__).parent / "results"
+EVERY = 1000  # steps between the snapshots that are measured
+SHOTS, PROMPTS, HEADS = 4, 3, 2
+ACCURACIES = {
+    "held-out patch pairs": "the defect has the larger patch residual",
+    "held-out referee pairs": "damaged told from normal by the class residual",
+    "held-out damaged pairs": "damaged is farther than normal",
+    "held-out odd pairs": "another thing is farther than the same",
+}
+MEAN = "mean of weights"  # a run's start and end: `Recipe.kept`
+METHODS = (MINE, "patch max", "class embedding NN")
+
+
+def patches_seen(recipe: Recipe) -> np.ndarray:
+    """Millions of image patches that went through the tower after each step of a run."""
+    crowd = 2 * recipe.crowd * int(GRID * GRID * CROWD_KEEPS)
+    a_step = [3 * p.batch * (p.size // PATCH) ** 2 + (crowd if p.name == "kin" else 0) for p in recipe.phases]
+    return np.repeat(a_step, [p.steps for p in recipe.phases]).cumsum() / 1e6
+
+
+def quality(folder: Path) -> dict[str, float]:
+    """Mean AUROC over the unseen worlds at K = 4, by method."""
+    with TemporaryDirectory() as place:
+        backbone = Backbone.load(f"local-dir:{folder}")
+        table = crossed(backbone, FeatureStore(backbone, place), [SHOTS], PROMPTS, HEADS)
+    return mean_of_worlds(table).groupby("method")["auroc"].mean().to_dict()
+
+
+def measure(runs: Path, old: pd.DataFrame | None) -> pd.DataFrame:
+    """One row per logged or measured step of each run. What `old` knows is not measured again."""
+    rows, before = [], 0.0
+    for name, recipe in RECIPES.items():
+        seen, log = before + patches_seen(recipe), runs / name / "log.jsonl"
+        before = seen[-1]
+        found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        logged = {row["step"]: row for row in found if "held-out identity" in row}
+        snapshots = {int(folder.name) for folder in (runs / name / "snapshots").glob("*")}
+        for step in tqdm(sorted(snapshots | set(logged)), desc=name):
+            row = {"run": name, "step": step, "million patches": seen[step - 1]}
+            if step in logged:
+                row |= {label: logged[step][column] for column, label in ACCURACIES.items()}
+            known = old[(old["run"] == name) & (old["step"] == step)] if old is not None else []
+            tower = runs / name / "snapshots" / str(step)
+            if len(known) and known[MINE].notna().all():
+                row |= known.iloc[0][list(METHODS)].to_dict()
+            elif step in snapshots and (step % EVERY == 0 or step == len(seen)):
+                row |= {method: value for method, value in quality(tower).items() if method in METHODS}
+            rows.append(row)
+        if recipe.kept and snapshots:
+            found = quality(runs / name / "weights")
+            last = {"run": MEAN, "step": len(seen), "million patches": seen[-1]}
+            rows.append(last | {method: found[method] for method in METHODS})
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Accuracy on held-out triplets, and AUROC on unseen worlds, against compute."""
+    sns.set_theme(style="whitegrid")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    held_out, worlds = figure.subplots(1, 2)
+    for ax, columns in ((held_out, ACCURACIES.values()), (worlds, METHODS)):
+        for column, colour, marker in zip(columns, sns.color_palette("colorblind"), "osD^", strict=False):
+            for i, (name, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
+                ax.plot(
+                    part["million patches"],
+                    part[column],
+                    color=colour,
+                    marker=marker,
+                    markersize=4 if name != MEAN else 9,
+                    label=None if i else column,
+                )
+        for name, start in (
+            table[table["run"] != MEAN].groupby("run", sort=False)["million patches"].min().items()
+        ):
+            ax.axvline(start, color="grey", linewidth=0.8, linestyle=":")
+            ax.text(
+                start,
+                0.985,
+                f" {name} run",
+                fontsize=8,
+                color="0.4",
+                va="top",
+                transform=ax.get_xaxis_transform(),
+            )
+        ax.set_xlabel("image patches seen (millions)")
+        ax.margins(y=0.15)
+        ax.legend(fontsize=8, loc="lower right")
+    held_out.set(title="Held-out triplets of the run's own corpus", ylabel="accuracy of pairs")
+    worlds.set(title=f"Nine unseen worlds, K = {SHOTS} (large: {MEAN})", ylabel="mean AUROC")
+    return figure
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    path = RESULTS / "pretraining.csv"
+    old = pd.read_csv(path) if path.exists() else None
+    table = measure(Path(sys.argv[1]), old if old is not None and MINE in old else None)
+    write_text(path, table.to_csv(index=False, float_format="%.4f"))
+    draw(table).savefig(RESULTS / "pretraining.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ from inctrl_lite.backbone import Backbone
 from inctrl_lite.benchmark_report import MINE
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.files import write_text
-from inctrl_lite.tiny.pretrain import CROWD_KEEPS, GRID, PATCH, RECIPES, Recipe
+from inctrl_lite.tiny.pretrain import PATCH, RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 1000  # steps between the snapshots that are measured
@@ -35,14 +35,12 @@ ACCURACIES = {
     "held-out damaged pairs": "damaged is farther than normal",
     "held-out odd pairs": "another thing is farther than the same",
 }
-MEAN = "mean of weights"  # a run's start and end: `Recipe.kept`
 METHODS = (MINE, "patch max", "class embedding NN")
 
 
 def patches_seen(recipe: Recipe) -> np.ndarray:
     """Millions of image patches that went through the tower after each step of a run."""
-    crowd = 2 * recipe.crowd * int(GRID * GRID * CROWD_KEEPS)
-    a_step = [3 * p.batch * (p.size // PATCH) ** 2 + (crowd if p.name == "kin" else 0) for p in recipe.phases]
+    a_step = [3 * phase.batch * (phase.size // PATCH) ** 2 for phase in recipe.phases]
     return np.repeat(a_step, [p.steps for p in recipe.phases]).cumsum() / 1e6
 
 
@@ -74,10 +72,6 @@ def measure(runs: Path, old: pd.DataFrame | None) -> pd.DataFrame:
             elif step in snapshots and (step % EVERY == 0 or step == len(seen)):
                 row |= {method: value for method, value in quality(tower).items() if method in METHODS}
             rows.append(row)
-        if recipe.kept and snapshots:
-            found = quality(runs / name / "weights")
-            last = {"run": MEAN, "step": len(seen), "million patches": seen[-1]}
-            rows.append(last | {method: found[method] for method in METHODS})
     return pd.DataFrame(rows)
 
 
@@ -88,33 +82,25 @@ def draw(table: pd.DataFrame) -> Figure:
     held_out, worlds = figure.subplots(1, 2)
     for ax, columns in ((held_out, ACCURACIES.values()), (worlds, METHODS)):
         for column, colour, marker in zip(columns, sns.color_palette("colorblind"), "osD^", strict=False):
-            for i, (name, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
+            for i, (_, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
                 ax.plot(
                     part["million patches"],
                     part[column],
                     color=colour,
                     marker=marker,
-                    markersize=4 if name != MEAN else 9,
+                    markersize=4,
                     label=None if i else column,
                 )
-        for name, start in (
-            table[table["run"] != MEAN].groupby("run", sort=False)["million patches"].min().items()
-        ):
-            ax.axvline(start, color="grey", linewidth=0.8, linestyle=":")
-            ax.text(
-                start,
-                0.985,
-                f" {name} run",
-                fontsize=8,
-                color="0.4",
-                va="top",
-                transform=ax.get_xaxis_transform(),
-            )
+        ends = table.groupby("run", sort=False)["million patches"].max()
+        for name, end in ends.iloc[:-1].items():
+            ax.axvline(end, color="grey", linewidth=0.8, linestyle=":")
+            place = {"transform": ax.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "top"}
+            ax.text(end, 0.98, f"end of the {name} run", fontsize=8, color="0.4", **place)
         ax.set_xlabel("image patches seen (millions)")
         ax.margins(y=0.15)
         ax.legend(fontsize=8, loc="lower right")
     held_out.set(title="Held-out triplets of the run's own corpus", ylabel="accuracy of pairs")
-    worlds.set(title=f"Nine unseen worlds, K = {SHOTS} (large: {MEAN})", ylabel="mean AUROC")
+    worlds.set(title=f"Nine unseen worlds, K = {SHOTS}", ylabel="mean AUROC")
     return figure
 
 

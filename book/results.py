@@ -130,7 +130,8 @@ def quality(results: Path) -> list[str]:
     text = (results / "tiny_quality.md").read_text(encoding="utf-8").strip()
     parts = ["## The embedded model in short", narrow(text)]
     if (results / "pretraining.png").exists():
-        parts.append(figure(results / "pretraining.png", "Held-out accuracy of the second pretraining run."))
+        text = "Quality of the embedded tower against compute, over its pretraining runs."
+        parts.append(figure(results / "pretraining.png", text))
     return parts
 
 

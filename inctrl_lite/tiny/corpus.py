@@ -336,41 +336,6 @@ def specimen(rng: Generator) -> Thing:
     return Thing("specimen", f"specimen-{layers}-{pairs}", noun, draw)
 
 
-def grained(rng: Generator) -> Thing:
-    """A surface made by chance, as stone, hide or felt are: pictures share their statistics and no patch.
-
-    What stays are the spectrum (how fast it falls, along which direction it is drawn out), the colours, and
-    whether the grains have edges (flakes: the noise cut at some level) or shine (ridges: its absolute value).
-    """
-    fall, stretch, direction = rng.uniform(0.5, 2.0), rng.uniform(1, 4), rng.uniform(0, math.pi)
-    coarsest = rng.uniform(2, 12)  # periods a side
-    ground, contrast = rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.2)
-    tint = np.zeros(3) if rng.random() < 0.3 else 0.12 * rng.standard_normal(3)
-    hue = contrast * (1 + (0.15 if tint.any() else 0) * rng.standard_normal(3))
-    kind, cut = str(rng.choice(["clouds", "flakes", "ridges"])), rng.uniform(-0.8, 0.8)
-    fy, fx = np.meshgrid(np.fft.fftfreq(SIZE) * SIZE, np.fft.rfftfreq(SIZE) * SIZE, indexing="ij")
-
-    def draw(rng: Generator) -> Picture:
-        turn = direction + 0.06 * rng.standard_normal()
-        along = fx * math.cos(turn) + fy * math.sin(turn)
-        across = fy * math.cos(turn) - fx * math.sin(turn)
-        spectrum = (coarsest**2 + (along * stretch) ** 2 + across**2) ** (-fall / 2)
-        field = np.fft.irfft2(spectrum * np.fft.rfft2(rng.standard_normal((SIZE, SIZE))), (SIZE, SIZE))
-        field = (field - field.mean()) / field.std()
-        if kind == "flakes":
-            field = 2 * cover(cut - field, 0.3) - 1 + 0.3 * field
-        elif kind == "ridges":
-            field = 1.5 * np.abs(field) - 1.2
-        image = np.clip(ground + tint + hue * field[..., None], 0, 1)
-        return Picture(image, np.ones((SIZE, SIZE)), canvas(SIZE, [1 - ground] * 3))
-
-    colour = min(
-        COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - np.clip(ground + tint, 0, 1)).sum()
-    )
-    noun = f"{colour} grained {rng.choice(['texture', 'surface', 'material'])}"
-    return Thing("grained", f"grained/{kind}", noun, draw)
-
-
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuy"
 SIGNS = "&@#$%?!+=<>*{}~"
 
@@ -516,13 +481,11 @@ MAKERS: dict[str, Callable[..., Thing]] = {
     "sign": sign,
     "silhouette": silhouette,
     "specimen": specimen,
-    "grained": grained,
 }
-# share of each family, in the order of `MAKERS`: of the corpus to start with, and of those to go on with
+# share of each family, in the order of `MAKERS`: of the corpus to start with, and of the one to go on with
 SHARES: dict[str, tuple[float, ...]] = {
-    "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0, 0.0),
-    "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14, 0.0),
-    "third": (0.07, 0.12, 0.09, 0.05, 0.27, 0.20, 0.10, 0.10),
+    "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0),
+    "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14),
 }
 
 TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
@@ -531,7 +494,7 @@ FAMILIES: dict[str, frozenset[str]] = {
     "objects": frozenset(
         {*SHAPES, "letter", "sign", "invented character", "silhouette", "organic tissue", "layered specimen"}
     ),
-    "textures": frozenset({*TEXTURES, "grained"}),
+    "textures": frozenset(TEXTURES),
     "defects": frozenset(DEFECTS),
 }
 

@@ -27,19 +27,21 @@ class PatchCore:
     def fit(self, normals: Images, category: str) -> PatchCore:
         tokens = local_tokens(normals.features.patches[:, :2], normals.backbone.grid).flatten(0, 1)
         self.bank = tokens[coreset(tokens, self.bank_size)] if len(tokens) > self.bank_size else tokens
-        among = torch.cdist(self.bank, self.bank)
-        self.neighbours = among.topk(min(NEIGHBOURS, len(self.bank)), largest=False).indices
         return self
 
     def score(self, queries: Images) -> Answer:
         tokens = local_tokens(queries.features.patches[:, :2], queries.backbone.grid)
-        distance, nearest = zip(
-            *(torch.cdist(one, self.bank).min(1) for one in tokens), strict=True
-        )  # image by image: the matrix is large
-        maps, nearest = torch.stack(distance), torch.stack(nearest)
+        half = self.bank.square().sum(1) / 2
+        # image by image, since the matrix is large; the root of its minima alone, which is faster than cdist
+        found = [torch.addmm(half, one, self.bank.T, alpha=-1).min(1) for one in tokens]
+        nearest = torch.stack([one.indices for one in found])
+        squares = 2 * torch.stack([one.values for one in found]) + tokens.square().sum(2)
+        maps = squares.clamp_min(0).sqrt()
         worst = maps.argmax(1)
         image = torch.arange(len(maps))
-        around = self.bank[self.neighbours[nearest[image, worst]]]  # [B, b, C]
+        memory = self.bank[nearest[image, worst]]
+        among = torch.cdist(memory, self.bank).topk(min(NEIGHBOURS, len(self.bank)), largest=False)
+        around = self.bank[among.indices]  # [B, b, C]
         to_all = torch.linalg.vector_norm(around - tokens[image, worst][:, None], dim=-1)
         largest = maps[image, worst]
         weight = 1 - torch.exp(largest - torch.logsumexp(to_all, 1))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inctrl_lite.data.category import Category
     from inctrl_lite.detector import AnomalyDetector
 
+STUB = "raise NotImplementedError"  # how a notebook's exercise says that it waits for an answer
 FULL, DATA, MODEL = "INCTRL_LITE_FULL", "INCTRL_LITE_DATA", "INCTRL_LITE_MODEL"
 
 # The real data set that stands where a notebook names a procedural world.
@@ -156,7 +157,7 @@ def solve(notebooks: str | Path, out: str | Path) -> list[Path]:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and "raise NotImplementedError" in source:
+            if cell["cell_type"] == "code" and STUB in source:
                 cell["source"] = _solved(source, known, path).splitlines(keepends=True)
         written.append(write_text(Path(out) / path.name, json.dumps(notebook, indent=1) + "\n"))
     return written
@@ -168,7 +169,7 @@ def _solved(source: str, known: dict[str, Any], path: Path) -> str:
     for node in reversed(ast.parse(source).body):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
-        if "raise NotImplementedError" not in "\n".join(lines[node.lineno - 1 : node.end_lineno]):
+        if STUB not in "\n".join(lines[node.lineno - 1 : node.end_lineno]):
             continue
         if node.name not in known:
             raise InctrlError(f"{path}: no answer key for {node.name!r}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from inctrl_lite import Backbone, InCTRL
+from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
@@ -30,9 +31,9 @@ from inctrl_lite.features import encode_items
 from inctrl_lite.files import write_text
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import auroc
-from inctrl_lite.model import HEADS, Scores
+from inctrl_lite.model import HEADS, Scores, whole_residuals
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import class_residual, image_residual, layer_residual_maps, text_cosines
+from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines
 
 TRAIN, NORMAL, ANOMALOUS = 12, 16, 20  # images a category: prompts' pool, test normals, test anomalies
 FOLDS, TRAIN_SHOTS, TEST_SHOTS, SEEDS, BATCH = 3, 4, (2, 4, 8), 3, 48
@@ -41,10 +42,10 @@ STEPS = (100, 200, 400)
 
 @dataclass(eq=False)
 class Table:
-    """A category's features; `residuals` [n, m, L, N]: of every image to each of the m normal ones."""
+    """A category: features without patches; instead, the `residuals` [n, m, L, N] to the m normal images."""
 
     family: str
-    cls: Tensor
+    features: ImageFeatures
     residuals: Tensor
     text: Tensor
     labels: Tensor
@@ -60,7 +61,7 @@ def tabulate(backbone: Backbone, category: Category) -> Table:
     ]
     return Table(
         family=category.name.rpartition(" ")[2],  # "brass nut" -> "nut"
-        cls=features.cls,
+        features=replace(features, patches=features.patches[:, :0]),  # those are in `residuals`
         residuals=torch.stack(columns, 1),
         text=text_prototypes(backbone, category.name),
         labels=torch.tensor([float(item.label) for item in items]),
@@ -77,11 +78,11 @@ def compare(table: Table, queries: Tensor, prompt: Tensor) -> tuple[Tensor, Tens
 
 
 def score(
-    model: InCTRL, maps: Tensor, spread: Tensor, cls: Tensor, prompt_cls: Tensor, text: Tensor
+    model: InCTRL, maps: Tensor, spread: Tensor, cls: Tensor, prompt_cls: Tensor, whole: Tensor, text: Tensor
 ) -> Scores:
-    """`InCTRL.forward` from residual maps that are there already."""
+    """`InCTRL.forward` from residuals that are there already."""
     residual = image_residual(model.adapter(cls), model.adapter(prompt_cls))
-    return model.head(maps, residual, text_cosines(cls, text), spread, class_residual(cls, prompt_cls))
+    return model.head(maps, residual, text_cosines(cls, text), spread, whole)
 
 
 def batch(tables: list[Table], seed: int) -> tuple[Tensor, ...]:
@@ -96,16 +97,16 @@ def batch(tables: list[Table], seed: int) -> tuple[Tensor, ...]:
         pool = torch.randperm(normal, generator=generator)
         prompt = pool[pool != query][:TRAIN_SHOTS]
         maps, spread = compare(table, query, prompt)
-        rows.append(
-            (maps[0], spread, table.cls[query][0], table.cls[prompt], table.text, table.labels[query][0])
-        )
+        one, others = table.features[query], table.features[prompt]
+        whole = whole_residuals(one, others)[0]
+        rows.append((maps[0], spread, one.cls[0], others.cls, whole, table.text, table.labels[query][0]))
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
 
 def train(tables: list[Table], head: str, seed: int) -> Iterator[tuple[int, InCTRL]]:
     """(steps, model) at each of `STEPS`."""
     torch.manual_seed(seed)
-    model = InCTRL(tables[0].cls.shape[1], tables[0].residuals.shape[-1], head)
+    model = InCTRL(tables[0].features.cls.shape[1], tables[0].residuals.shape[-1], head)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     for step in range(max(STEPS)):
         *inputs, labels = batch(tables, 1_000_003 * seed + step)
@@ -134,13 +135,13 @@ def evaluate(tables: list[Table], shots: int, model: InCTRL | None = None) -> di
     found = defaultdict(list)
     for table, queries, prompt in test_cases(tables, shots):
         maps, spread = compare(table, queries, prompt)
-        cls, prompt_cls = table.cls[queries], table.cls[prompt]
+        query, others = table.features[queries], table.features[prompt]
         if model is not None:
-            spreads = spread.expand(len(queries), -1)
-            ranked = {"final": score(model, maps, spreads, cls, prompt_cls, table.text).final}
+            spreads, whole = spread.expand(len(queries), -1), whole_residuals(query, others)
+            ranked = {"final": score(model, maps, spreads, query.cls, others.cls, whole, table.text).final}
         else:
-            cosines = F.normalize(cls, dim=-1) @ F.normalize(prompt_cls, dim=-1).T
-            text = text_cosines(cls, table.text)
+            cosines = F.normalize(query.cls, dim=-1) @ F.normalize(others.cls, dim=-1).T
+            text = text_cosines(query.cls, table.text)
             ranked = {
                 "patch max": maps.amax(-1),
                 "class embedding, nearest prompt": -cosines.amax(-1),

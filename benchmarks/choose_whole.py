@@ -1,11 +1,11 @@
 """What is usual of a whole image? python benchmarks/choose_whole.py [TOWER]
 
-Tries values of `residual.USUAL` and `USUAL_VOTES`, and the sizes at which `LiteHead` calls a whole image
-strange, on pictures that no evaluation world holds: defects of the auxiliary world, defects of grey
-specimens, and things that the tiny CLIP's corpus leaves out: invented characters and silhouettes, one against
-five others. Nothing is trained: what is measured is the surprise of patches or whole alone. Prints mean AUROC
-(in %) by set and writes benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the
-embedded one.
+Tries values of `residual.USUAL`, `PLACE_USUAL` and `USUAL_VOTES`, and the size at which `LiteHead` calls a
+whole image strange, on pictures that no evaluation world holds: defects of the auxiliary world, of grey
+specimens, of cloudy panels and of photographs, and things that the tiny CLIP's corpus leaves out: invented
+characters and silhouettes, one against five others, and mixtures of them. Nothing is trained: what is
+measured is the surprise of patches or whole alone. Prints mean AUROC (in %) by set and writes
+benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the embedded one.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from tqdm.auto import tqdm
 
 from inctrl_lite import Backbone, residual
 from inctrl_lite.data.category import Category, Item
-from inctrl_lite.data.defects import damage
-from inctrl_lite.data.drawing import photograph
+from inctrl_lite.data.defects import DEFECTS, Picture, damage
+from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
 from inctrl_lite.features import encode_items
 from inctrl_lite.files import write_text
 from inctrl_lite.metrics import auroc
-from inctrl_lite.model import NormalPrompt
+from inctrl_lite.model import NormalPrompt, whole_residuals
 from inctrl_lite.tiny.corpus import (
     INVENTED_CHARACTERS,
     SILHOUETTES,
+    SIZE,
     TISSUE_DEFECTS,
     Thing,
     organic,
+    photographed,
     sign,
     silhouette,
     specimen,
@@ -46,15 +48,24 @@ from inctrl_lite.tiny.corpus import (
 
 POOL, NORMAL, ANOMALOUS = 8, 10, 12  # images a category: prompts' pool, test normals, test anomalies
 SHOTS = (2, 4, 8)
-USUAL, VOTES = (0.02, 0.04, 0.06, 0.08), (0, 2, 4, 8)
-SLOPE, TIMES = (2.0, 4.0, 6.0), (1.25, 1.5, 2.0)
+USUAL, PLACE_USUAL, VOTES = (0.03, 0.04, 0.06), (0.12, 0.16, 0.2), (2, 4, 8)
+SLOPE, TIMES = 4.0, (1.25, 1.5, 2.0)
+# photographs that the corpus does not hold: three of scikit-image, two of scikit-learn
+PHOTOGRAPHS = (
+    "chelsea.png",
+    "coins.png",
+    "gravel.png",
+    "sklearn/datasets/images/china.jpg",
+    "sklearn/datasets/images/flower.jpg",
+)
+PANEL_DEFECTS = ("crack", "scratch", "hole", "stain", "discoloration", "missing part", "speckle")
 
 
-def picture(thing: Thing, *stream: int, faults: tuple[str, ...] = ()) -> np.ndarray:
+def picture(thing: Thing, *stream: int, faults: tuple[str, ...] = (), grey: bool = True) -> np.ndarray:
     """A photograph of a thing, damaged if `faults` are given."""
     rng = default_rng(stream)
     drawn = thing.draw(rng)
-    return photograph(rng, damage(rng, drawn, faults, grey=True)[0] if faults else drawn.image)
+    return photograph(rng, damage(rng, drawn, faults, grey)[0] if faults else drawn.image)
 
 
 def category(name: str, normal: Callable[[int], np.ndarray], odd: Callable[[int], np.ndarray]) -> Category:
@@ -98,10 +109,54 @@ def scans(count: int = 8) -> Iterator[Category]:
         )
 
 
+def panel(rng: np.random.Generator) -> Thing:
+    """A grey panel, with seams, rings, specks or nothing on it: its clouds are others in every picture."""
+    level, cloud, grain = rng.uniform(0.3, 0.65), rng.uniform(0.05, 0.15), rng.uniform(0.01, 0.05)
+    octaves = {2: rng.uniform(0, 1), 4: 1.0, 8: rng.uniform(0.2, 1), 16: rng.uniform(0, 0.6)}
+    kind, count = str(rng.choice(["seams", "rings", "specks", "plain"])), int(rng.integers(2, 7))
+    ink, width, border = rng.choice([0.05, 0.9]), rng.uniform(0.01, 0.03), rng.uniform(0.85, 1.1)
+
+    def draw(rng: np.random.Generator) -> Picture:
+        x, y = pose(*grid(SIZE), 0.02 * rng.standard_normal(), 1.0, tuple(0.02 * rng.standard_normal(2)))
+        glow = level * rng.uniform(0.85, 1.15) + cloud * noise(rng, SIZE, octaves)
+        glow = glow + grain * noise(rng, SIZE, {32: 0.5, 64: 1.0})
+        image = np.repeat(glow[..., None], 3, axis=-1)
+        for i in range(count):
+            if kind == "seams":
+                image = paint(image, 0.7 * cover(np.abs(y + 1 - 2 * (i + 0.5) / count) - width), ink)
+            if kind == "rings":
+                image = paint(image, 0.5 * cover(np.abs(np.hypot(x, y) - (i + 0.5) / count) - width), ink)
+        for a, b in rng.uniform(-1, 1, (12 if kind == "specks" else 0, 2)):
+            image = paint(image, 0.5 * cover(np.hypot(x - a, y - b) - rng.uniform(0.02, 0.05)), ink)
+        inside, background = cover(box(x, y, border, border)), canvas(SIZE, [0.03] * 3)
+        return Picture(paint(background, inside, np.clip(image, 0, 1)), inside, background)
+
+    return Thing("panel", kind, "panel", draw)
+
+
+def damaged(things: list[Thing], faults: tuple[str, ...], grey: bool) -> Iterator[Category]:
+    """Things, sound and damaged."""
+    for n, thing in enumerate(things):
+        stream = (30, len(things), n)
+        yield category(
+            f"{thing.family} {n}",
+            lambda i, thing=thing, stream=stream: picture(thing, *stream, i),
+            lambda i, thing=thing, stream=stream: picture(thing, *stream, i, 1, faults=faults, grey=grey),
+        )
+
+
 def development() -> dict[str, list[Category]]:
     return {
         "defects": load_world(AUXILIARY, train=POOL, normal=NORMAL, anomalous=ANOMALOUS)[::2],
         "scans": list(scans()),
+        "panels": list(damaged([panel(default_rng([33, n])) for n in range(10)], PANEL_DEFECTS, True)),
+        "photographs": list(
+            damaged(
+                [photographed(default_rng([31, n]), (PHOTOGRAPHS[n % 5],)) for n in range(15)],
+                tuple(DEFECTS),
+                False,
+            )
+        ),
         "characters": list(things(sign, "character", INVENTED_CHARACTERS + 10)),
         "silhouettes": list(things(silhouette, "silhouette", SILHOUETTES + 10)),
         "mixtures": [
@@ -124,15 +179,15 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
                 mean, deviation = prompt.spread
                 patches = ((largest - mean) / (deviation + 1e-3) / 4 - 1).sigmoid()  # as in LiteHead
                 ranked = {"patch max": largest}
-                for residual.USUAL, residual.USUAL_VOTES in product(USUAL, VOTES):
-                    far, usual = residual.class_residual(query.cls, prompt.cls).unbind(-1)
-                    ranked["class embedding, nearest prompt"] = far
-                    for slope, times in product(SLOPE, TIMES):
-                        size = (far + 1e-3).log() - (usual + 1e-3).log() - math.log(times)
-                        name = (
-                            f"usual {residual.USUAL}, {residual.USUAL_VOTES} votes, {slope:g} above {times:g}"
-                        )
-                        ranked[name] = 1 - (1 - patches) * (1 - (slope * size).sigmoid())
+                for setting in product(USUAL, PLACE_USUAL, VOTES):
+                    residual.USUAL, residual.PLACE_USUAL, residual.USUAL_VOTES = setting
+                    far, usual = (whole_residuals(query, prompt) + 1e-3).log().unbind(-1)
+                    ranked["class embedding, nearest prompt"], ranked["strangest places"] = far.unbind(-1)
+                    sizes = {"class embedding": (far - usual)[:, 0], "both": (far - usual).mean(-1)}
+                    for (of, size), times in product(sizes.items(), TIMES):
+                        strange = (SLOPE * (size - math.log(times))).sigmoid()
+                        name = "usual {} and {}, {} votes".format(*setting)
+                        ranked[f"{of}, {name}, above {times:g}"] = 1 - (1 - patches) * (1 - strange)
                 for name, scores in ranked.items():
                     found[name].append(auroc(labels, scores.numpy()))
 

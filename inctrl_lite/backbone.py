@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from inctrl_lite.errors import InctrlError
 
@@ -31,21 +32,44 @@ class ImageFeatures:
         cls: class embedding in the joint image-text space [B, D], not normalised.
         patches: patch tokens of the tapped blocks [B, L, N, C]: residual-stream outputs, without the
             class token, final norm or projection.
+        places: patch tokens of the last block, averaged over windows of 3 x 3 that lie two apart
+            [B, P, C]: what is where (`window_means`).
     """
 
     cls: Float[Tensor, "B D"]
     patches: Float[Tensor, "B L N C"]
+    places: Float[Tensor, "B P C"]
 
     def __len__(self) -> int:
         return len(self.cls)
 
     def __getitem__(self, index) -> ImageFeatures:
         """Part of the batch: `features[2:5]`, `features[mask]`."""
-        return ImageFeatures(self.cls[index], self.patches[index])
+        return ImageFeatures(self.cls[index], self.patches[index], self.places[index])
 
     def to(self, *args, **kwargs) -> ImageFeatures:
         """The same on another device or in another type."""
-        return ImageFeatures(self.cls.to(*args, **kwargs), self.patches.to(*args, **kwargs))
+        return ImageFeatures(*(part.to(*args, **kwargs) for part in (self.cls, self.patches, self.places)))
+
+    @classmethod
+    def cat(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Batches joined into one."""
+        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("cls", "patches", "places")))
+
+
+PLACE = 3  # patches a side of a place; the next one is PLACE - 1 further
+
+
+def places_shape(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of places on a grid of patches: 7 x 7 on 15 x 15."""
+    return tuple(max(1, (side - 1) // (PLACE - 1)) for side in grid)
+
+
+def window_means(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B P C"]:
+    """Means of patch tokens over windows of 3 x 3 patches, two apart: a little shift is forgiven."""
+    image = tokens.transpose(1, 2).unflatten(2, grid)
+    window = tuple(min(PLACE, side) for side in grid)
+    return F.avg_pool2d(image, window, stride=PLACE - 1).flatten(2).transpose(1, 2)
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
@@ -96,7 +120,7 @@ class Backbone(nn.Module):
             or len(set(self.taps)) < len(self.taps)
         ):
             raise InctrlError(f"taps {self.taps}: choose distinct blocks from 1 to {depth} of {name!r}")
-        self.clip = clip.eval().requires_grad_(False)
+        self.clip, self.depth = clip.eval().requires_grad_(False), depth
         self.transform, self.tokenizer = transform, tokenizer
         self.name, self.pretrained = name, pretrained
         self.grid = tuple(visual.grid_size)
@@ -172,13 +196,19 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
         """Features of images that `transform` has prepared, in one pass of the image tower."""
+        blocks = sorted({*self.taps, self.depth})
         out = self.clip.visual.forward_intermediates(
             images,
-            indices=[tap - 1 for tap in self.taps],
+            indices=[block - 1 for block in blocks],
             normalize_intermediates=False,
             output_fmt="NLC",
         )
-        return ImageFeatures(out["image_features"], torch.stack(out["image_intermediates"], dim=1))
+        tokens = dict(zip(blocks, out["image_intermediates"], strict=True))
+        return ImageFeatures(
+            out["image_features"],
+            torch.stack([tokens[tap] for tap in sorted(self.taps)], dim=1),
+            window_means(tokens[self.depth], self.grid),
+        )
 
     @torch.no_grad()
     def encode_text(self, sentences: list[str], batch: int = 256) -> Float[Tensor, "P D"]:

@@ -232,9 +232,7 @@ class AnomalyDetector:
             pictures = [load_image(source) for _, source in batch]
             fingerprints += [fingerprint(picture) for picture in pictures]
             features.append(self._encode(pictures))
-        encoded = ImageFeatures(
-            torch.cat([f.cls for f in features]), torch.cat([f.patches for f in features])
-        )
+        encoded = ImageFeatures.cat(features)
         if len(set(fingerprints)) < len(fingerprints):
             warnings.warn(
                 f"{category}: some normal prompts are the same picture, which adds nothing", stacklevel=2

@@ -29,6 +29,7 @@ from inctrl_lite.residual import (
     image_residual,
     leave_one_out_maps,
     patch_residual_map,
+    place_residual,
     text_cosines,
     text_score,
 )
@@ -40,23 +41,31 @@ class NormalPrompt(NamedTuple):
     Attributes:
         cls: class embeddings [..., K, D].
         patches: patch tokens [..., K, L, N, C].
+        places: places [..., K, P, C].
         spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
             images of this category differ from each other.
     """
 
     cls: Float[Tensor, "... K D"]
     patches: Float[Tensor, "... K L N C"]
+    places: Float[Tensor, "... K P C"]
     spread: Float[Tensor, "... 2"]
 
     @classmethod
     def of(cls, features: ImageFeatures) -> NormalPrompt:
         """The prompt made of K encoded normal images."""
-        return cls(features.cls, features.patches, prompt_spread(features.patches))
+        return cls(features.cls, features.patches, features.places, prompt_spread(features.patches))
 
     @classmethod
     def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:
         """One prompt per query."""
         return cls(*(torch.stack(parts) for parts in zip(*prompts, strict=True)))
+
+
+def whole_residuals(query: ImageFeatures, prompt: ImageFeatures | NormalPrompt) -> Float[Tensor, "B 2 2"]:
+    """How far whole images are from the prompts and how far is usual, by class embedding and by place."""
+    pair = class_residual(query.cls, prompt.cls), place_residual(query.places, prompt.places)
+    return torch.stack(pair, dim=1)
 
 
 def prompt_spread(patches: Float[Tensor, "K L N C"]) -> Float[Tensor, " 2"]:
@@ -179,10 +188,10 @@ class LiteHead(nn.Module):
     `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
     about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
-    on the probabilities themselves; (6) the class embedding's distance to the prompts, relative to what is
-    usual among them (`class_residual`), is a term of its own: what it takes to call a whole image another
-    thing is not learned from defects. In the final score, the surprise of the patches or of the whole stands
-    where the paper has the largest residual.
+    on the probabilities themselves; (6) the distance of the whole image to the prompts, relative to what is
+    usual among them (`whole_residuals`: the class embedding's and the strangest places', in equal parts), is
+    a term of its own: what it takes to call a whole image another thing is not learned from defects. In the
+    final score, the surprise of the patches or of the whole stands where the paper has the largest residual.
     """
 
     focal_on_logits = False
@@ -195,7 +204,7 @@ class LiteHead(nn.Module):
         self.image = ScoreHead(embed_dim, norm=False)
         self.holistic = ScoreHead(self.RANKS, norm=False)
         self.log_text_scale = nn.Parameter(torch.tensor(10.0).log())
-        # a class embedding 1.5 times as far from the prompts as is usual here: 1/2
+        # a whole image 1.5 times as far from the prompts as is usual here: 1/2
         self.whole = nn.Parameter(torch.tensor([4.0, math.log(1.5)]))
 
     def forward(self, patch_map, residual, cosines, spread, whole) -> Scores:
@@ -207,7 +216,7 @@ class LiteHead(nn.Module):
         relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
         # tenths of deviations stand well beside two scores in [0, 1]
         far, usual = (whole + 1e-3).log().unbind(-1)
-        strange = (self.whole[0] * (far - usual - self.whole[1])).sigmoid()
+        strange = (self.whole[0] * ((far - usual).mean(-1) - self.whole[1])).sigmoid()
         holistic_map = fuse(self.terms, relative.clamp(-5, 15) / 10, image + strange, text)
         holistic = self.holistic(holistic_map)
         # the largest of a normal image's residuals is about 4 deviations up: that maps to 1/2
@@ -298,5 +307,5 @@ class InCTRL(
             image_residual(self.adapter(query.cls), self.adapter(prompt.cls)),
             text_cosines(query.cls, text),
             prompt.spread,
-            class_residual(query.cls, prompt.cls),
+            whole_residuals(query, prompt),
         )

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 # Cosines held in memory at once (64 MiB of float32). K x N grows with the shots and with the square of
 # the image size; beyond this the matrix is made and reduced piece by piece.
 MAX_COSINES = 2**24
-# Half of one minus the cosine of two pictures' class embeddings if they show the same kind of thing, and how
-# many prompts' word it weighs: chosen on left-out families of the auxiliary set and on unseen characters and
-# silhouettes (benchmarks/choose_whole.py).
-USUAL, USUAL_VOTES = 0.04, 4
+# How large the two residuals of whole images (`class_residual`, `place_residual`) are if both pictures show
+# the same kind of thing, and how many prompts' word that weighs: chosen on left-out families of the auxiliary
+# set and on things, scans and photographs that the corpus does not hold (benchmarks/choose_whole.py).
+USUAL, PLACE_USUAL, USUAL_VOTES = 0.04, 0.16, 4
+STRANGEST = 3  # places that are averaged
 
 
 def layer_residual_maps(
@@ -117,14 +118,51 @@ def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
     """
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
     nearest = (query.unsqueeze(-2) @ prompt.transpose(-1, -2)).squeeze(-2).amax(-1)
-    votes = prompt.shape[-2] - 1
-    log_usual = torch.full_like(nearest, math.log(USUAL))
+    among = _others(prompt @ prompt.transpose(-1, -2)).amax(-1)
+    return _far_and_usual((1 - nearest) / 2, (1 - among) / 2, USUAL)
+
+
+def place_residual(query: Float[Tensor, "B P C"], prompt: Float[Tensor, "*b K P C"]) -> Float[Tensor, "B 2"]:
+    """How unlike the prompts an image is where it is strangest, and what is usual here, in [0, 1].
+
+    Places are compared with the same place of a prompt (`ImageFeatures.places`), not with any, as patches
+    are: half of one minus the cosine, averaged over the `STRANGEST` places. The prompt that is nearest
+    counts: an image must be like *one* of them, not like a patchwork of all. What is usual is told as in
+    `class_residual`, around `PLACE_USUAL`. Not in the paper; the lite head uses it.
+
+    >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> far, usual = place_residual(torch.stack([a, b])[None], torch.stack([b, a])[None])[0].tolist()
+    >>> far, round(usual, 2)                                  # the same two, but they have changed places
+    (0.5, 0.16)
+    """
+    query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
+    others = _others(_least_alike(prompt.unsqueeze(-3), prompt.unsqueeze(-4)))
+    nearest = _least_alike(query.unsqueeze(-3), prompt).amax(-1)
+    return _far_and_usual((1 - nearest) / 2, (1 - others.amax(-1)) / 2, PLACE_USUAL)
+
+
+def _least_alike(a: Float[Tensor, "*a P C"], b: Float[Tensor, "*b P C"]) -> Float[Tensor, "*c"]:
+    """Mean cosine of the `STRANGEST` places of pairs of images, of unit tokens."""
+    cosines = (a * b).sum(-1)
+    return cosines.topk(min(STRANGEST, cosines.shape[-1]), largest=False).values.mean(-1)
+
+
+def _others(cosines: Float[Tensor, "... K K"]) -> Float[Tensor, "... K K"]:
+    """Cosines of prompts among each other, those to themselves struck out."""
+    itself = torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
+    return cosines.masked_fill(itself, -1)
+
+
+def _far_and_usual(
+    far: Float[Tensor, " B"], among: Float[Tensor, "*b K"], prior: float
+) -> Float[Tensor, "B 2"]:
+    """Each query's residual, and what is usual: a geometric mean of K - 1 prompts' votes and the prior's."""
+    votes = among.shape[-1] - 1
+    log_usual = torch.full_like(far, math.log(prior))
     if votes:
-        among = prompt @ prompt.transpose(-1, -2)
-        itself = torch.eye(votes + 1, dtype=torch.bool, device=prompt.device)
-        others = (1 - among.masked_fill(itself, -1).amax(-1).mean(-1)) / 2
-        log_usual = (votes * others.clamp_min(1e-3).log() + USUAL_VOTES * log_usual) / (votes + USUAL_VOTES)
-    return torch.stack([((1 - nearest) / 2).clamp(0, 1), log_usual.exp()], dim=-1)
+        told = among.mean(-1).clamp_min(1e-3).log()
+        log_usual = (votes * told + USUAL_VOTES * log_usual) / (votes + USUAL_VOTES)
+    return torch.stack([far.clamp(0, 1), log_usual.exp()], dim=-1)
 
 
 def text_cosines(query: Float[Tensor, "B D"], text: Float[Tensor, "*b 2 D"]) -> Float[Tensor, "B 2"]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inctrl_lite.backbone import TIMM, Backbone, ImageFeatures, default_taps
+from inctrl_lite.backbone import TIMM, Backbone, ImageFeatures, default_taps, window_means
 from inctrl_lite.errors import InctrlError
 
 
@@ -90,11 +90,12 @@ class TimmBackbone(Backbone):
 
     @torch.no_grad()
     def encode_image(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
-        """Features of images that `transform` has prepared, in one pass."""
+        """Features of images that `transform` has prepared, in one pass; places after the final norm."""
         tokens, taps = self.model.forward_intermediates(
             images, indices=[tap - 1 for tap in self.taps], output_fmt="NLC"
         )
-        return ImageFeatures(tokens[:, 0], torch.stack(list(taps), dim=1))
+        places = window_means(tokens[:, self.model.num_prefix_tokens :], self.grid)
+        return ImageFeatures(tokens[:, 0], torch.stack(list(taps), dim=1), places)
 
     def encode_text(self, sentences: list[str], batch: int = 256) -> Float[Tensor, "P D"]:
         """There is no text tower."""

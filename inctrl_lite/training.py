@@ -245,7 +245,7 @@ def gather_prompts(features: ImageFeatures, rows: list[list[int]], spread: bool)
         spreads = torch.stack([prompt_spread(one) for one in patches])
     else:
         spreads = patches.new_full((len(rows), 2), float("nan"))
-    return NormalPrompt(features.cls[index], patches, spreads)
+    return NormalPrompt(features.cls[index], patches, features.places[index], spreads)
 
 
 def not_a_number(step: int, loss: float, norm: float, config: TrainConfig, out: str | Path | None) -> str:

@@ -1,6 +1,7 @@
 """The backbone: open_clip's own towers, seen as InCTRL needs them."""
 
 import json
+import math
 import pickle
 import shutil
 
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inctrl_lite import Backbone, InctrlError
-from inctrl_lite.backbone import default_taps
+from inctrl_lite.backbone import default_taps, places_shape, window_means
 
 
 def random_clip(**vision):
@@ -48,12 +49,28 @@ def test_one_pass_gives_what_encode_image_and_hooks_give(small_backbone):
     assert not any(len(module._forward_hooks) for module in small_backbone.modules())
 
 
-@pytest.mark.parametrize("size", [16, 64, (32, 48)])
+@pytest.mark.parametrize("size", [8, 16, 64, (32, 48)])
 def test_any_grid(size):
     backbone = wrap(random_clip(image_size=size))
     height, width = (size, size) if isinstance(size, int) else size
     assert backbone.grid == (height // 8, width // 8)
-    assert backbone.encode_image(torch.randn(1, 3, height, width)).patches.shape[2] == backbone.num_patches
+    features = backbone.encode_image(torch.randn(1, 3, height, width))
+    assert features.patches.shape[2] == backbone.num_patches
+    assert features.places.shape[1] == math.prod(places_shape(backbone.grid))
+
+
+def test_a_place_is_the_mean_of_a_window_of_the_last_block(small_backbone):
+    images, seen = torch.randn(2, 3, 32, 32), []
+    last = small_backbone.clip.visual.transformer.resblocks[-1]
+    hook = last.register_forward_hook(lambda *a: seen.append(a[2][:, 1:]))
+    features = small_backbone.encode_image(images)
+    hook.remove()
+    torch.testing.assert_close(features.places, window_means(seen[0], small_backbone.grid))
+    assert small_backbone.depth not in small_backbone.taps  # the tapped blocks stay the tapped ones
+
+    numbers = torch.arange(25.0).reshape(1, 25, 1)  # row * 5 + column
+    assert places_shape((5, 5)) == (2, 2)
+    assert window_means(numbers, (5, 5)).flatten().tolist() == [6, 8, 16, 18]  # the windows' middles
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Given(Images):
     def __init__(self, backbone, cls, patches):
         nothing = np.zeros((8, 8, 3), np.uint8)
         super().__init__([Item(nothing, 0, str(i)) for i in range(len(cls))], backbone)
-        self.__dict__["features"] = ImageFeatures(cls, patches)
+        self.__dict__["features"] = ImageFeatures(cls, patches, patches[:, -1])
 
 
 @pytest.fixture

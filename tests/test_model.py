@@ -11,7 +11,7 @@ from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import HEADS, NormalPrompt, Scores
 
-B, K, L, N, C, D = 3, 2, 2, 5, 6, 8
+B, K, L, N, P, C, D = 3, 2, 2, 5, 4, 6, 8
 
 
 def features(count: int, seed: int) -> ImageFeatures:
@@ -19,6 +19,7 @@ def features(count: int, seed: int) -> ImageFeatures:
     return ImageFeatures(
         torch.randn(count, D, generator=generator, dtype=torch.float64),
         torch.randn(count, L, N, C, generator=generator, dtype=torch.float64),
+        torch.randn(count, P, C, generator=generator, dtype=torch.float64),
     )
 
 
@@ -94,7 +95,7 @@ def test_the_public_codes_reshape_is_right_for_one_image_only():
 
 def test_only_adapter_and_head_learn(model, text):
     query, prompt = features(B, 2), NormalPrompt.of(features(K, 3))
-    inputs = [query.cls, query.patches, text]
+    inputs = [query.cls, query.patches, query.places, text]
     for tensor in inputs:
         tensor.requires_grad_()
     scores = model.train()(query, prompt, text)

@@ -5,11 +5,14 @@ import torch
 
 from inctrl_lite import residual
 from inctrl_lite.residual import (
+    PLACE_USUAL,
     USUAL,
+    USUAL_VOTES,
     class_residual,
     layer_residual_maps,
     leave_one_out_maps,
     patch_residual_map,
+    place_residual,
     text_score,
 )
 
@@ -73,9 +76,32 @@ def test_what_is_usual_is_told_by_the_prompts_the_more_there_are():
     assert class_residual(query, prompt)[0, 0] == 0
 
 
-def test_the_whole_is_compared_query_by_query():
+@pytest.mark.parametrize(("residual", "shape"), [(class_residual, (5,)), (place_residual, (6, 5))])
+def test_the_whole_is_compared_query_by_query(residual, shape):
     torch.manual_seed(0)
-    query, prompts = torch.randn(3, 5), torch.randn(3, 4, 5)
-    together = class_residual(query, prompts)
-    alone = torch.cat([class_residual(query[i : i + 1], prompts[i]) for i in range(3)])
+    query, prompts = torch.randn(3, *shape), torch.randn(3, 4, *shape)
+    together = residual(query, prompts)
+    alone = torch.cat([residual(query[i : i + 1], prompts[i]) for i in range(3)])
     torch.testing.assert_close(together, alone)
+
+
+def test_the_three_strangest_places_count_and_only_the_same_place_answers_for_each():
+    prompt = directions(0, 60, 90, 90)[None]  # one prompt, four places
+    same, moved, odd = directions(0, 60, 90, 90), directions(60, 0, 90, 90), directions(0, 240, 270, 270)
+    far = place_residual(torch.stack([same, moved, odd]), prompt)[:, 0]
+    torch.testing.assert_close(far.tolist(), [0.0, (0.25 + 0.25 + 0) / 3, 1.0])  # 60 and 180 degrees
+
+
+def test_an_image_must_be_like_one_prompt_not_like_a_patchwork_of_all():
+    prompts = torch.stack([directions(0, 0), directions(60, 60)])
+    patchwork = directions(0, 60)
+    assert place_residual(patchwork[None], prompts)[0, 0].item() == pytest.approx(0.25 / 2)
+
+
+def test_what_is_usual_of_places_is_how_strange_the_prompts_find_each_other():
+    query = directions(0, 0, 0)[None]
+    prompt = torch.stack([directions(0, 0, 0), directions(60, 60, 60)])
+    assert place_residual(query, prompt[:1])[0, 1].item() == pytest.approx(PLACE_USUAL)
+    votes = 1 / (1 + USUAL_VOTES)  # the other prompt's word, 0.25 for 60 degrees
+    expected = 0.25**votes * PLACE_USUAL ** (1 - votes)
+    assert place_residual(query, prompt)[0, 1].item() == pytest.approx(expected)

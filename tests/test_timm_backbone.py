@@ -7,7 +7,7 @@ from conftest import draw_category
 from PIL import Image
 from safetensors.torch import save_file
 
-from inctrl_lite.backbone import Backbone
+from inctrl_lite.backbone import Backbone, window_means
 from inctrl_lite.benchmark import Protocol, run_benchmark
 from inctrl_lite.errors import InctrlError
 
@@ -32,6 +32,7 @@ def test_features_are_timms(backbone):
         )
     torch.testing.assert_close(features.cls, tokens[:, 0])
     torch.testing.assert_close(features.patches[:, -1], block[0])
+    torch.testing.assert_close(features.places, window_means(tokens[:, -n:], backbone.grid))
     assert not backbone.has_words
     with pytest.raises(InctrlError, match="knows no words"):
         backbone.encode_text(["a bottle"])

@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from inctrl_lite import Backbone, InctrlError
 from inctrl_lite.backbone import TINY_FOLDER
@@ -17,7 +18,16 @@ from inctrl_lite.prompts import ANOMALOUS_STATES
 from inctrl_lite.tiny import corpus, pretrain
 from inctrl_lite.tiny.pretrain import QUICK, CompactVocabulary, Pretraining, Recipe
 
-SMALL = Recipe(triplets=24, held_out=4, crop_steps=2, crop_batch=3, whole_steps=2, whole_batch=2, kin_steps=2)
+SMALL = Recipe(
+    triplets=24,
+    held_out=4,
+    crop_steps=2,
+    crop_batch=3,
+    whole_steps=2,
+    whole_batch=2,
+    kin_steps=2,
+    crowd=3,
+)
 
 
 # --- corpus ------------------------------------------------------------------------------------------
@@ -69,6 +79,35 @@ def test_another_thing_is_of_another_class():
     ink = [thing.draw(np.random.default_rng(1)).thing for thing in (a, b, other)]
     np.testing.assert_array_equal(ink[0], ink[1])  # one identity, one look from one camera
     assert np.abs(ink[0] - ink[2]).max() > 0.5
+
+
+def test_two_pictures_of_a_photograph_are_two_cuts_of_one_place():
+    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    things = [corpus.photographed(np.random.default_rng(seed), ["coffee.png"]) for seed in range(20)]
+    one, other = (np.stack([t.draw(np.random.default_rng(s)).image.mean(-1) for t in things]) for s in (1, 2))
+    assert one.shape == (20, 120, 120) and not np.array_equal(one, other)
+    coarse = [p.reshape(20, 8, 15, 8, 15).mean((2, 4)).reshape(20, 64) for p in (one, other)]
+    alike = np.corrcoef(*coarse)[:20, 20:]
+    assert np.median(np.diag(alike)) > 0.7 > 0.3 > np.median(np.abs(alike - np.diag(np.diag(alike))))
+
+
+def test_of_a_surface_two_pictures_may_be_two_places():
+    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    things = [corpus.photographed(np.random.default_rng(seed), ["grass.png"]) for seed in range(20)]
+    wandering = [thing for thing in things if thing.identity == "grass.png"]
+    assert 5 < len(wandering) < 18
+    one, other = (wandering[0].draw(np.random.default_rng(s)).image for s in (1, 2))
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.3
+
+
+def test_the_photographs_are_all_there_and_without_the_package_the_error_says_what_to_install(monkeypatch):
+    corpus.photograph_file.cache_clear()
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(InctrlError, match=r"pip install 'inctrl-lite\[pretrain\]'"):
+        corpus.photograph_file("moon.png")
+    monkeypatch.undo()
+    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    assert all(min(corpus.photograph_file(name).size) >= 400 for name in corpus.PHOTOGRAPHS)
 
 
 def test_no_digits_among_the_signs():
@@ -183,6 +222,31 @@ def test_the_last_phase_draws_two_families_a_batch(tmp_path):
         assert len(index) == 7 and len(first.unique()) == 1 and len(second.unique()) == 1
 
 
+def test_a_crowd_is_pairs_of_things_of_one_family_that_differ_in_kind(tmp_path):
+    run = Pretraining(tmp_path, replace(SMALL, triplets=60, crowd=9))
+    for seed in range(5):
+        images, identity = run.draw_crowd(torch.Generator().manual_seed(seed))
+        assert images.shape == (9, 2, 3, 120, 120)
+        families = {run.families[(run.identities[:, 0] == kind).nonzero()[0, 0]].item() for kind in identity}
+        assert {np.unique(run.corpus.families)[i] for i in families} in ({"sign"}, {"silhouette"})
+        assert not torch.equal(images[:, 0], images[:, 1])
+
+
+def test_a_crowd_teaches_the_image_tower_and_leaves_it_whole(tmp_path):
+    run = Pretraining(tmp_path, replace(SMALL, crop_steps=0, whole_steps=0))
+    one, other = torch.randn(2, 1, 3, 120, 120)
+    twice = torch.cat([one, other]).unsqueeze(1).expand(2, 2, 3, 120, 120)
+    seen = []
+    run.clip.visual.ln_pre.register_forward_hook(lambda module, given, result: seen.append(result.shape[1]))
+    loss = run.objective.crowd(run.clip, twice, torch.tensor([0, 1]))
+    assert seen == [1 + int(225 * pretrain.CROWD_KEEPS)]
+    loss.backward()
+    assert run.clip.visual.conv1.weight.grad.abs().sum() > 0
+    assert run.objective.crowd(run.clip, twice, torch.tensor([0, 0])) == 0  # one thing twice: no rivals
+    run.clip.encode_image(one)
+    assert seen[-1] == 226
+
+
 def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
     run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1, kin_steps=0))
     run.step(), run.step()
@@ -206,6 +270,22 @@ def test_a_run_leaves_its_log_and_snapshots(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
     assert "held-out identity" in rows[-1]  # the end is watched, whatever its number
+
+
+def test_a_run_may_keep_a_share_of_what_it_started_from(tmp_path):
+    recipe = replace(SMALL, crop_steps=0, whole_steps=0, kin_steps=1, crowd=0)
+    start = pretrain.pretrain(tmp_path / "a", recipe)
+    ended, kept = (
+        pretrain.pretrain(tmp_path / name, replace(recipe, seed=1, kept=share), start=start)
+        for name, share in (("b", 0.0), ("c", 0.3))
+    )
+    before, after, mean = (load_file(f / "open_clip_model.safetensors") for f in (start, ended, kept))
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    assert not torch.equal(before[name], after[name])
+    expected = 0.3 * before[name].float() + 0.7 * after[name].float()
+    torch.testing.assert_close(mean[name].float(), expected, atol=1e-3, rtol=1e-3)
+    last = load_file(tmp_path / "c" / "snapshots" / "1" / "open_clip_model.safetensors")
+    assert torch.equal(last[name], after[name])  # the snapshot is the run's own end
 
 
 # --- the quick run -----------------------------------------------------------------------------------
@@ -243,6 +323,9 @@ def test_quick_on_the_command_line_is_one_run_of_that_recipe(monkeypatch, tmp_pa
     )
     pretrain.main()
     assert [recipe.seed for _, recipe in runs[1:]] == [3] * len(pretrain.RECIPES)
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--runs", "third", "--threads", threads])
+    pretrain.main()
+    assert runs[-1] == (Path("runs/tiny/third"), pretrain.RECIPES["third"]) and len(runs) == 5
 
 
 # --- the shipped weights -----------------------------------------------------------------------------

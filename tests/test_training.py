@@ -276,7 +276,7 @@ def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categor
 
 def test_gathered_prompts_are_those_of_each_query():
     torch.manual_seed(0)
-    features = ImageFeatures(torch.randn(6, 5), torch.randn(6, 2, 4, 3))
+    features = ImageFeatures(torch.randn(6, 5), torch.randn(6, 2, 4, 3), torch.randn(6, 2, 3))
     rows = [[4, 1], [0, 5], [1, 2]]
     gathered = gather_prompts(features, rows, spread=True)
     for one, expected in zip(

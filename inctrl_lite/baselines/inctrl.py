@@ -21,9 +21,9 @@ from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.files import write_whole
 from inctrl_lite.losses import focal_loss
-from inctrl_lite.model import TERMS, InCTRL
+from inctrl_lite.model import TERMS, InCTRL, whole_residuals
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import class_residual, image_residual, patch_residual_map, text_cosines
+from inctrl_lite.residual import image_residual, patch_residual_map, text_cosines
 from inctrl_lite.training import load_episodes
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -57,7 +57,8 @@ class InCTRLMethod:
         query, prompt = queries.features.cls, self.normals.features.cls
         residual = image_residual(self.model.adapter(query), self.model.adapter(prompt))
         maps, cosines = queries.residual_maps(self.normals), text_cosines(query, self.text)
-        scores = self.model.head(maps, residual, cosines, self.spread, class_residual(query, prompt))
+        whole = whole_residuals(queries.features, self.normals.features)
+        scores = self.model.head(maps, residual, cosines, self.spread, whole)
         return Answer(scores.final, maps)
 
 
@@ -68,6 +69,7 @@ class EpisodeTable(NamedTuple):
         maps: patch residual maps [E, N].
         spread: of each episode's prompt [E, 2].
         cosines: to the text prototypes [E, 2].
+        whole: residuals of whole images [E, 2, 2].
         query: class embeddings [E, D].
         prompt: class embeddings of the normal prompts [E, K, D].
         labels: [E]; every batch of `BATCH` is half normal, half anomalous.
@@ -76,6 +78,7 @@ class EpisodeTable(NamedTuple):
     maps: Tensor
     spread: Tensor
     cosines: Tensor
+    whole: Tensor
     query: Tensor
     prompt: Tensor
     labels: Tensor
@@ -103,7 +106,8 @@ def tabulate_episodes(
         query, prompt, text, labels = load_episodes(episodes, store, texts)
         maps = patch_residual_map(query.patches, prompt.patches)
         cosines = text_cosines(query.cls, text)
-        parts.append((maps, prompt.spread, cosines, query.cls, prompt.cls, labels))
+        whole = whole_residuals(query, prompt)
+        parts.append((maps, prompt.spread, cosines, whole, query.cls, prompt.cls, labels))
     return EpisodeTable(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
@@ -143,9 +147,9 @@ def train_on_table(
                 for kind in (normal, anomalous)
             ]
         )
-        maps, spread, cosines, query, prompt, labels = (column[rows] for column in table)
+        maps, spread, cosines, whole, query, prompt, labels = (column[rows] for column in table)
         residual = image_residual(model.adapter(query), model.adapter(prompt))
-        scores = model.head(maps, residual, cosines, spread, class_residual(query, prompt))
+        scores = model.head(maps, residual, cosines, spread, whole)
         loss = loss_of(scores.final, labels)
         if "image" in model.head.terms:
             loss = loss + loss_of(scores.image, labels)

@@ -1,4 +1,5 @@
-"""The world that the tiny CLIP grows up in: pictures with captions, all drawn by numbers.
+"""The world that the tiny CLIP grows up in: pictures with captions, drawn by numbers or,
+in the last corpus, cut from ten photographs.
 
 One sample is a triplet: a normal picture, another picture of the same thing (other pose, light, noise)
 and an odd one out. Most odd ones are the same thing with a painted defect; for *signs* and *silhouettes*
@@ -12,9 +13,10 @@ against theirs), and no digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from inctrl_lite.data.drawing import (
     pose,
     shade,
 )
+from inctrl_lite.errors import InctrlError
 
 SIZE = 120  # pixels a side
 GRID = 15  # patches a side: 8 pixels each
@@ -336,6 +339,71 @@ def specimen(rng: Generator) -> Thing:
     return Thing("specimen", f"specimen-{layers}-{pairs}", noun, draw)
 
 
+# Photographs that scikit-image ships, in the public domain or CC0: name of the file -> what a caption says
+PHOTOGRAPHS = {
+    "astronaut.png": "person",
+    "brick.png": "brick wall",
+    "camera.png": "man with a camera",
+    "coffee.png": "cup of coffee",
+    "grass.png": "grass",
+    "hubble_deep_field.jpg": "stars",
+    "ihc.png": "tissue under a microscope",
+    "moon.png": "moon",
+    "retina.jpg": "retina",
+    "rocket.jpg": "rocket",
+}
+SURFACES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")  # alike everywhere
+
+
+@lru_cache(maxsize=32)
+def photograph_file(name: str) -> Image.Image:
+    """A photograph of scikit-image by its name, or another package's by its path ("package/folder/name")."""
+    package, _, path = (name if "/" in name else f"skimage/data/{name}").partition("/")
+    try:
+        with (files(package) / path).open("rb") as file:
+            return Image.open(file).convert("RGB")
+    except ModuleNotFoundError as error:
+        raise InctrlError(
+            f"the corpus cuts up {path}, which {package} brings: pip install 'inctrl-lite[pretrain]'"
+        ) from error
+
+
+def photographed(rng: Generator, names: Sequence[str] = tuple(PHOTOGRAPHS)) -> Thing:
+    """A piece of a real photograph, cut out anew (place, size, light, contrast) in every picture.
+
+    Few photographs teach a network's early blocks nearly as much as many do (Asano et al., ICLR 2020). Of a
+    surface, another piece of it is another picture of the same.
+    """
+    name = str(rng.choice(names))
+    photo = photograph_file(name)
+    width, height = photo.size
+    side = min(width, height) * math.exp(rng.uniform(math.log(0.25), math.log(0.9)))
+    left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+    turns, mirrored, grey = int(rng.integers(0, 4)), rng.random() < 0.5, rng.random() < 0.3
+    gains = rng.uniform(0.7, 1.3, 3)[rng.permutation(3)] if rng.random() < 0.5 else np.ones(3)
+    channels, wanders = rng.permutation(3), name in SURFACES and rng.random() < 0.6
+
+    def draw(rng: Generator) -> Picture:
+        size = side * rng.uniform(0.92, 1.05)
+        x, y = np.array([left, top]) + (side - size) / 2 + 0.05 * side * rng.uniform(-1, 1, 2)
+        if wanders:
+            x, y = rng.uniform(0, width - size), rng.uniform(0, height - size)
+        size = min(size, width, height)
+        x, y = np.clip(x, 0, width - size), np.clip(y, 0, height - size)
+        piece = photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC, (x, y, x + size, y + size))
+        image = np.asarray(piece, np.float64)[..., channels] / 255
+        image = np.rot90(image[:, ::-1] if mirrored else image, turns)
+        if grey:
+            image = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
+        image = np.clip(image * (1 if grey else gains), 0, 1) ** rng.uniform(0.8, 1.25)
+        return Picture(image, np.ones((SIZE, SIZE)), canvas(SIZE, image.mean((0, 1))))
+
+    zoom = int(3 * math.log2(min(width, height) / side))
+    place = f"{name}/{int(8 * left / width)}-{int(8 * top / height)}/{zoom}"
+    noun = f"{'gray ' if grey else ''}{PHOTOGRAPHS.get(name, 'photograph')}"
+    return Thing("photograph", name if wanders else place, noun, draw)
+
+
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuy"
 SIGNS = "&@#$%?!+=<>*{}~"
 
@@ -481,18 +549,31 @@ MAKERS: dict[str, Callable[..., Thing]] = {
     "sign": sign,
     "silhouette": silhouette,
     "specimen": specimen,
+    "photograph": photographed,
 }
-# share of each family, in the order of `MAKERS`: of the corpus to start with, and of the one to go on with
+# share of each family, in the order of `MAKERS`: of the corpus to start with, and of those to go on with
 SHARES: dict[str, tuple[float, ...]] = {
-    "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0),
-    "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14),
+    "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0, 0.0),
+    "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14, 0.0),
+    "third": (0.06, 0.12, 0.07, 0.06, 0.22, 0.17, 0.10, 0.20),
 }
 
+# how often the odd one out is another thing, not a damaged one
+OTHER_THING = {"sign": 0.8, "silhouette": 0.8, "photograph": 0.4}
 TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
 
 FAMILIES: dict[str, frozenset[str]] = {
     "objects": frozenset(
-        {*SHAPES, "letter", "sign", "invented character", "silhouette", "organic tissue", "layered specimen"}
+        {
+            *SHAPES,
+            "letter",
+            "sign",
+            "invented character",
+            "silhouette",
+            "organic tissue",
+            "layered specimen",
+            "photograph",
+        }
     ),
     "textures": frozenset(TEXTURES),
     "defects": frozenset(DEFECTS),
@@ -535,7 +616,7 @@ def draw_sample(seed: int, index: int, shares: str = "first") -> Sample:
     thing = MAKERS[family](rng)
     views = [thing.draw(rng).image, thing.draw(rng).image]
     coverage, other = np.zeros((GRID, GRID)), thing
-    if family in ("sign", "silhouette") and rng.random() < 0.8:
+    if family in OTHER_THING and rng.random() < OTHER_THING[family]:
         while other.identity == thing.identity:
             other = MAKERS[family](rng)
         views.append(other.draw(rng).image)

@@ -1,11 +1,13 @@
 """Pretrain the tiny CLIP from nothing: `python -m inctrl_lite.tiny.pretrain --out runs/tiny`.
 
-Two runs, one after the other (`RECIPES`). The first starts from a whitened patch embedding and trains on
-small crops, then on whole pictures. The second starts from what the first exported and trains on whole
-pictures of a new corpus, two families a batch, so that things have rivals that look like them. Each draws its
-corpus once and exports an open_clip folder. Killed at any moment, the same command goes on from the last
-checkpoint, to the same weights. `--start FOLDER` runs the second from any exported folder;
-`--quick` is a run of a few minutes (`QUICK`) instead of both.
+Three runs, one after the other (`RECIPES`). The first starts from a whitened patch embedding and trains on
+small crops, then on whole pictures. The others start from what the one before exported and train on whole
+pictures of a new corpus, two families a batch, so that things have rivals that look like them. The third
+adds pieces of photographs and a crowd of pairs, seen in part, in which each picture looks for its other; it
+exports a mean of the weights that it began and ended with. Each draws its corpus once and exports an
+open_clip folder. Killed at any moment, the same command goes on from the last checkpoint, to the same
+weights. `--runs third --start FOLDER` makes one run from any exported folder; `--quick` is a run of a few
+minutes (`QUICK`) instead.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import PatchDropout
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +45,7 @@ PATCH, WIDTH, DEPTH, HEAD_WIDTH, JOINT = 8, 128, 6, 32, 128
 TEXT_WIDTH, TEXT_DEPTH, TEXT_HEADS, CONTEXT = 48, 3, 2, 32
 TAPS = (3, 4, 5)  # blocks that InCTRL reads: Backbone's default for a depth of 6
 VOCABULARY, END_OF_TEXT = 49408, 49407
+CROWD_KEEPS = 0.4  # share of the patches that are seen of a crowd's pictures
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Recipe:
         whole_steps, whole_batch: second phase, on whole pictures.
         kin_steps: third phase: whole pictures, each half of a batch from one family, so that a thing has
             rivals that look like it.
+        crowd: pairs a step, in the third phase, of which each picture has to find the other among those of
+            all the others, from a part of its patches (`CROWD_KEEPS`). 0: no crowd.
+        kept: share of the weights that the run started from in those that it exports; 0: none.
         learning_rate: peak of the first phase; the others have half of it.
         seed: of corpus, weights and batches.
     """
@@ -68,6 +75,8 @@ class Recipe:
     whole_steps: int = 1600
     whole_batch: int = 8
     kin_steps: int = 0
+    crowd: int = 0
+    kept: float = 0.0
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -85,6 +94,17 @@ class Recipe:
 RECIPES = {
     "first": Recipe(),
     "second": Recipe("second", crop_steps=0, whole_steps=0, kin_steps=5500, seed=1),
+    "third": Recipe(
+        "third",
+        triplets=10000,
+        crop_steps=0,
+        whole_steps=0,
+        kin_steps=2200,
+        whole_batch=6,
+        crowd=20,
+        kept=0.5,
+        seed=3,
+    ),
 }
 # `--quick`, to see the code learn: 600 steps in 200 s of a busy core (AMD EPYC), after the drawing. Held-out
 # contrastive loss 3.90 at the start, 3.54 after 100 steps, 3.08 at the end; chance is ln 40 = 3.69.
@@ -324,16 +344,16 @@ def state_loss(
 def identity_loss(
     a: Float[Tensor, "n D"],
     b: Float[Tensor, "n D"],
-    odd: Float[Tensor, "n D"],
+    odd: Float[Tensor, "k D"],
     wrong: Bool[Tensor, "n m"],
     temperature: float = 16.0,
 ) -> Float[Tensor, ""]:
     """Two pictures of one thing find each other among the batch's others and the odd ones.
 
-    `wrong` [n, 2 n] says which of (all b, all odd) are wrong answers for each thing: only those of its own
+    `wrong` [n, n + k] says which of (all b, all odd) are wrong answers for each thing: only those of its own
     family, since telling a letter from a brick wall teaches nothing.
     """
-    right = torch.eye(len(a), 2 * len(a), dtype=torch.bool, device=a.device)
+    right = torch.eye(*wrong.shape, dtype=torch.bool, device=a.device)
     target = torch.arange(len(a), device=a.device)
     total = 0.0
     for x, y in ((a, b), (b, a)):
@@ -432,6 +452,17 @@ class Objective(nn.Module):
                 "referee pairs": _mean((verdict_odd > verdict_b).float(), visible.float()),
             }
         return sum(terms.values()), terms | watched
+
+    def crowd(
+        self, clip: CLIP, images: Float[Tensor, "n 2 3 s s"], identity: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """Each of n things' two pictures finds the other in the crowd, from a part of its patches."""
+        clip.visual.patch_dropout = PatchDropout(1 - CROWD_KEEPS)
+        a, b = (
+            F.normalize(clip.encode_image(images.flatten(0, 1)).float(), dim=-1).view(-1, 2, JOINT).unbind(1)
+        )
+        clip.visual.patch_dropout = nn.Identity()
+        return identity_loss(a, b, b[:0], identity[:, None] != identity[None])
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -541,6 +572,20 @@ class Pretraining:
         parts = (views.transpose(0, 1), tokens.transpose(0, 1), seen, self.families[index], identity)
         return tuple(part.to(self.device) for part in parts)
 
+    def draw_crowd(self, generator: torch.Generator):
+        """Pairs of pictures [n, 2, 3, S, S] of things of one family, each with a window of its own; and what
+        they are [n]. Of families only where things differ more than by a defect: signs and silhouettes."""
+        seen, n = self.recipe.triplets - self.recipe.held_out, self.recipe.crowd
+        distinct = (self.identities[:seen, 0] != self.identities[:seen, 1]).nonzero()[:, 0]
+        founder = distinct[torch.randint(len(distinct), (1,), generator=generator)]
+        members = (self.families[:seen] == self.families[founder]).nonzero()[:, 0]
+        index = members[torch.randint(len(members), (n,), generator=generator)]
+        images = normalise(torch.from_numpy(self.corpus.images[index.numpy()][:, :2])).flatten(0, 1)
+        everywhere = torch.zeros(2 * n, GRID, GRID)
+        window = crop_windows(everywhere, torch.ones(2 * n, dtype=torch.bool), SIZE, generator)
+        views = cut(images, window, SIZE).view(n, 2, 3, SIZE, SIZE)
+        return views.to(self.device), self.identities[index, 0].to(self.device)
+
     def step(self) -> dict[str, float]:
         """One update; what happens depends on seed and step number alone."""
         r = self.recipe
@@ -554,6 +599,11 @@ class Pretraining:
         kernel = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" and phase.size < SIZE else nullcontext()
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16), kernel:
             loss, terms = self.objective(self.clip, *self.batch(index, phase.size, generator))
+            if phase.name == "kin" and r.crowd:
+                with torch.random.fork_rng(devices=[]):  # which patches are seen
+                    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+                    terms["crowd"] = self.objective.crowd(self.clip, *self.draw_crowd(generator))
+                loss = loss + terms["crowd"]
         if not torch.isfinite(loss):
             raise InctrlError(
                 f"the loss is {loss.item()} at step {self.step_number}: lower the learning rate"
@@ -625,6 +675,17 @@ def write_folder(folder: Path, state: dict[str, Tensor]) -> None:
     write_text(folder / "open_clip_config.json", json.dumps(config, indent=2) + "\n")
 
 
+def blend(start: Path, end: Path, kept: float, out: Path) -> None:
+    """Write the weighted mean of two exported folders: a model soup (Wortsman et al., ICML 2022).
+
+    Only of use where one was trained from the other; weights of separate trainings have nothing in common.
+    """
+    before, after = (load_file(folder / "open_clip_model.safetensors") for folder in (start, end))
+    write_folder(
+        out, {name: kept * before[name].float() + (1 - kept) * after[name].float() for name in after}
+    )
+
+
 def read_folder(folder: Path, vocabulary: CompactVocabulary) -> dict[str, Tensor]:
     """The weights of an exported folder, for a training with that vocabulary."""
     path = folder / "open_clip_model.safetensors"
@@ -663,16 +724,20 @@ def pretrain(
             if run.step_number % save_every == 0 or ended:
                 run.save()
                 run.export(out / "snapshots" / str(run.step_number))
-    run.export(out / "weights")
+    if recipe.kept and start is not None:
+        blend(start, out / "snapshots" / str(run.total_steps), recipe.kept, out / "weights")
+    else:
+        run.export(out / "weights")
     return out / "weights"
 
 
 def main() -> None:
-    """Both runs from the command line, or the second alone; every field of `Recipe` is an option."""
+    """Runs from the command line; every field of `Recipe` is an option."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--start", type=Path, help="leave the first run out: begin with this exported folder")
-    parser.add_argument("--quick", action="store_true", help="a few minutes' run (`QUICK`) instead of both")
+    parser.add_argument("--runs", nargs="+", choices=RECIPES, default=list(RECIPES), help="default: all")
+    parser.add_argument("--start", type=Path, help="an exported folder to begin with, instead of nothing")
+    parser.add_argument("--quick", action="store_true", help="a few minutes' run (`QUICK`) instead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     for name, value in asdict(Recipe()).items():
@@ -680,12 +745,13 @@ def main() -> None:
     options = vars(parser.parse_args())
     out, device, weights = options.pop("out"), options.pop("device"), options.pop("start")
     torch.set_num_threads(options.pop("threads"))
-    recipes, log_every = ({"quick": QUICK}, 20) if options.pop("quick") else (RECIPES, 50)
+    recipes, log_every = {name: RECIPES[name] for name in options.pop("runs")}, 50
+    if options.pop("quick"):
+        recipes, log_every = {"quick": QUICK}, 20
     changes = {name: value for name, value in options.items() if value is not None}
     for name, recipe in recipes.items():
-        if weights is None or name != "first":
-            weights = pretrain(out / name, replace(recipe, **changes), device, weights, log_every)
-            print(f"exported to {weights}")
+        weights = pretrain(out / name, replace(recipe, **changes), device, weights, log_every)
+        print(f"exported to {weights}")
 
 
 if __name__ == "__main__":

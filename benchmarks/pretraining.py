@@ -1,9 +1,10 @@
 """Quality against compute: python benchmarks/pretraining.py runs/tiny
 
 Takes the folder that `python -m inctrl_lite.tiny.pretrain` was given: for each run in it the held-out
-accuracies of its log, and for its snapshots (every 1,000th step and the last) AUROC on the unseen worlds at
-K = 4, of methods without training and of InCTRL trained on top. A run that is not there counts with its
-compute alone. Writes benchmarks/results/pretraining.csv and pretraining.png.
+accuracies of its log, and for its snapshots (every 1,000th step and the last) and what it exported AUROC on
+the unseen worlds at K = 4, of methods without training and of InCTRL trained on top. Rows of
+benchmarks/results/pretraining.csv whose snapshot or log is gone stay as they were measured; the others are
+written anew, with pretraining.png.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from inctrl_lite.backbone import Backbone
 from inctrl_lite.benchmark_report import MINE
 from inctrl_lite.features import FeatureStore
 from inctrl_lite.files import write_text
-from inctrl_lite.tiny.pretrain import PATCH, RECIPES, Recipe
+from inctrl_lite.tiny.corpus import SIZE
+from inctrl_lite.tiny.pretrain import CROWD_KEEPS, PATCH, RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 1000  # steps between the snapshots that are measured
@@ -36,11 +38,13 @@ ACCURACIES = {
     "held-out odd pairs": "another thing is farther than the same",
 }
 METHODS = (MINE, "patch max", "class embedding NN")
+EXPORTED = "{} run, mean with its start"
 
 
 def patches_seen(recipe: Recipe) -> np.ndarray:
     """Millions of image patches that went through the tower after each step of a run."""
     a_step = [3 * phase.batch * (phase.size // PATCH) ** 2 for phase in recipe.phases]
+    a_step[-1] += 2 * recipe.crowd * int(CROWD_KEEPS * (SIZE // PATCH) ** 2)  # in the last phase
     return np.repeat(a_step, [p.steps for p in recipe.phases]).cumsum() / 1e6
 
 
@@ -49,10 +53,11 @@ def quality(folder: Path) -> dict[str, float]:
     with TemporaryDirectory() as place:
         backbone = Backbone.load(f"local-dir:{folder}")
         table = crossed(backbone, FeatureStore(backbone, place), [SHOTS], PROMPTS, HEADS)
-    return mean_of_worlds(table).groupby("method")["auroc"].mean().to_dict()
+    means = mean_of_worlds(table).groupby("method")["auroc"].mean()
+    return means[list(METHODS)].to_dict()
 
 
-def measure(runs: Path, old: pd.DataFrame | None) -> pd.DataFrame:
+def measure(runs: Path, old: pd.DataFrame) -> pd.DataFrame:
     """One row per logged or measured step of each run. What `old` knows is not measured again."""
     rows, before = [], 0.0
     for name, recipe in RECIPES.items():
@@ -60,18 +65,22 @@ def measure(runs: Path, old: pd.DataFrame | None) -> pd.DataFrame:
         before = seen[-1]
         found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         logged = {row["step"]: row for row in found if "held-out identity" in row}
-        snapshots = {int(folder.name) for folder in (runs / name / "snapshots").glob("*")}
-        for step in tqdm(sorted(snapshots | set(logged)), desc=name):
-            row = {"run": name, "step": step, "million patches": seen[step - 1]}
+        places = {int(folder.name): folder for folder in (runs / name / "snapshots").glob("*")}
+        known = {row["step"]: row for row in old[old["run"] == name].to_dict("records")}
+        for step in tqdm(sorted({*places, *logged, *known}), desc=name):
+            row = known.get(step, {}) | {"run": name, "step": step, "million patches": seen[step - 1]}
             if step in logged:
                 row |= {label: logged[step][column] for column, label in ACCURACIES.items()}
-            known = old[(old["run"] == name) & (old["step"] == step)] if old is not None else []
-            tower = runs / name / "snapshots" / str(step)
-            if len(known) and known[MINE].notna().all():
-                row |= known.iloc[0][list(METHODS)].to_dict()
-            elif step in snapshots and (step % EVERY == 0 or step == len(seen)):
-                row |= {method: value for method, value in quality(tower).items() if method in METHODS}
+            if (
+                step in places
+                and (step % EVERY == 0 or step == len(seen))
+                and np.isnan(row.get(MINE, np.nan))
+            ):
+                row |= quality(places[step])
             rows.append(row)
+        if recipe.kept and (runs / name / "weights").exists():
+            row = {"run": EXPORTED.format(name), "step": len(seen), "million patches": before}
+            rows.append(row | quality(runs / name / "weights"))
     return pd.DataFrame(rows)
 
 
@@ -82,16 +91,16 @@ def draw(table: pd.DataFrame) -> Figure:
     held_out, worlds = figure.subplots(1, 2)
     for ax, columns in ((held_out, ACCURACIES.values()), (worlds, METHODS)):
         for column, colour, marker in zip(columns, sns.color_palette("colorblind"), "osD^", strict=False):
-            for i, (_, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
+            for i, (run, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
                 ax.plot(
                     part["million patches"],
                     part[column],
                     color=colour,
                     marker=marker,
-                    markersize=4,
+                    markersize=4 if run in RECIPES else 9,
                     label=None if i else column,
                 )
-        ends = table.groupby("run", sort=False)["million patches"].max()
+        ends = table[table["run"].isin(RECIPES)].groupby("run", sort=False)["million patches"].max()
         for name, end in ends.iloc[:-1].items():
             ax.axvline(end, color="grey", linewidth=0.8, linestyle=":")
             place = {"transform": ax.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "top"}
@@ -108,8 +117,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     path = RESULTS / "pretraining.csv"
-    old = pd.read_csv(path) if path.exists() else None
-    table = measure(Path(sys.argv[1]), old if old is not None and MINE in old else None)
+    table = measure(Path(sys.argv[1]), pd.read_csv(path) if path.exists() else pd.DataFrame({"run": []}))
     write_text(path, table.to_csv(index=False, float_format="%.4f"))
     draw(table).savefig(RESULTS / "pretraining.png", dpi=110)
 

@@ -82,7 +82,7 @@ def test_another_thing_is_of_another_class():
 
 
 def test_two_pictures_of_a_photograph_are_two_cuts_of_one_place():
-    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    pytest.importorskip("skimage", reason="the photographs come with scikit-image")
     things = [corpus.photographed(np.random.default_rng(seed), ["coffee.png"]) for seed in range(20)]
     one, other = (np.stack([t.draw(np.random.default_rng(s)).image.mean(-1) for t in things]) for s in (1, 2))
     assert one.shape == (20, 120, 120) and not np.array_equal(one, other)
@@ -92,7 +92,7 @@ def test_two_pictures_of_a_photograph_are_two_cuts_of_one_place():
 
 
 def test_of_a_surface_two_pictures_may_be_two_places():
-    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    pytest.importorskip("skimage", reason="the photographs come with scikit-image")
     things = [corpus.photographed(np.random.default_rng(seed), ["grass.png"]) for seed in range(20)]
     wandering = [thing for thing in things if thing.identity == "grass.png"]
     assert 5 < len(wandering) < 18
@@ -103,10 +103,10 @@ def test_of_a_surface_two_pictures_may_be_two_places():
 def test_the_photographs_are_all_there_and_without_the_package_the_error_says_what_to_install(monkeypatch):
     corpus.photograph_file.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(InctrlError, match=r"pip install 'inctrl-lite\[pretrain\]'"):
+    with pytest.raises(InctrlError, match="pip install scikit-image"):
         corpus.photograph_file("moon.png")
     monkeypatch.undo()
-    pytest.importorskip("skimage", reason="the photographs come with inctrl_lite[pretrain]")
+    pytest.importorskip("skimage", reason="the photographs come with scikit-image")
     assert all(min(corpus.photograph_file(name).size) >= 400 for name in corpus.PHOTOGRAPHS)
 
 

@@ -339,7 +339,8 @@ def specimen(rng: Generator) -> Thing:
     return Thing("specimen", f"specimen-{layers}-{pairs}", noun, draw)
 
 
-# Photographs that scikit-image ships, in the public domain or CC0: name of the file -> what a caption says
+# Photographs that scikit-image ships, name of the file -> what a caption says. Its documentation calls them
+# public domain, CC0 or without known restrictions; of the moon it says nothing.
 PHOTOGRAPHS = {
     "astronaut.png": "person",
     "brick.png": "brick wall",
@@ -364,7 +365,7 @@ def photograph_file(name: str) -> Image.Image:
             return Image.open(file).convert("RGB")
     except ModuleNotFoundError as error:
         raise InctrlError(
-            f"the corpus cuts up {path}, which {package} brings: pip install 'inctrl-lite[pretrain]'"
+            f"the corpus has pieces of {path}, which comes with scikit-image: pip install scikit-image"
         ) from error
 
 

@@ -3,9 +3,10 @@
 Tries values of `residual.USUAL`, `PLACE_USUAL` and `USUAL_VOTES`, and the size at which `LiteHead` calls a
 whole image strange, on pictures that no evaluation world holds: defects of the auxiliary world, of grey
 specimens, of cloudy panels and of photographs, and things that the tiny CLIP's corpus leaves out: invented
-characters and silhouettes, one against five others, and mixtures of them. Nothing is trained: what is
-measured is the surprise of patches or whole alone. Prints mean AUROC (in %) by set and writes
-benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the embedded one.
+characters and silhouettes, one against five others, and mixtures of them. Prompts are seen in more views.
+Nothing is trained: what is measured is the surprise of patches or whole alone. Prints mean AUROC (in %) by
+set and writes benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the embedded
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
-from inctrl_lite.features import encode_items
+from inctrl_lite.features import encode_items, encode_views
 from inctrl_lite.files import write_text
 from inctrl_lite.metrics import auroc
 from inctrl_lite.model import NormalPrompt, whole_residuals
@@ -171,14 +172,17 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
     """Append the AUROC of every setting, and of patches and whole alone, for every prompt."""
     for one in categories:
         features = encode_items(backbone, [*one.train, *one.test])
+        views = encode_views(backbone, one.train)
         query, labels = features[POOL:], [item.label for item in one.test]
         for shots in SHOTS:
             for start in range(0, POOL, shots):
-                prompt = NormalPrompt.of(features[start : start + shots])
+                rows = slice(start, start + shots)
+                prompt = NormalPrompt.of(features[rows], views[rows])
                 largest = residual.patch_residual_map(query.patches, prompt.patches).amax(1)
                 mean, deviation = prompt.spread
                 patches = ((largest - mean) / (deviation + 1e-3) / 4 - 1).sigmoid()  # as in LiteHead
-                ranked = {"patch max": largest}
+                plain = residual.patch_residual_map(query.patches, features[rows].patches).amax(1)
+                ranked = {"patch max": largest, "patch max, one view": plain}
                 for setting in product(USUAL, PLACE_USUAL, VOTES):
                     residual.USUAL, residual.PLACE_USUAL, residual.USUAL_VOTES = setting
                     far, usual = (whole_residuals(query, prompt) + 1e-3).log().unbind(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -70,6 +71,36 @@ def window_means(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float
     image = tokens.transpose(1, 2).unflatten(2, grid)
     window = tuple(min(PLACE, side) for side in grid)
     return F.avg_pool2d(image, window, stride=PLACE - 1).flatten(2).transpose(1, 2)
+
+
+# More views of a normal prompt: turned by degrees, moved by patches to the right and down, scaled. A move by
+# half a patch puts other pixels together in a patch. Chosen on the sets of benchmarks/choose_whole.py.
+VIEWS = (
+    (0, 0.5, 0, 1),
+    (0, 0, 0.5, 1),
+    (0, 0.5, 0.5, 1),
+    (6, 0, 0, 1),
+    (-6, 0, 0, 1),
+    (0, 0, 0, 1.06),
+    (0, 0, 0, 0.94),
+)
+
+
+def more_views(images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B V 3 H W"]:
+    """Each image turned, moved and scaled a little (`VIEWS`); what is moved in repeats the border."""
+    height, width = images.shape[-2:]
+    found = []
+    for degrees, right, down, scale in VIEWS:
+        cos, sin = (f(math.radians(degrees)) / scale for f in (math.cos, math.sin))
+        matrix = images.new_tensor(  # where a pixel of the view comes from, in halves of the image's sides
+            [
+                [cos, -sin * height / width, -2 * right / grid[1]],
+                [sin * width / height, cos, -2 * down / grid[0]],
+            ]
+        )
+        places = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        found.append(F.grid_sample(images, places, "bicubic", "border", align_corners=False))
+    return torch.stack(found, dim=1)
 
 
 def default_taps(depth: int) -> tuple[int, ...]:
@@ -208,6 +239,13 @@ class Backbone(nn.Module):
             out["image_features"],
             torch.stack([tokens[tap] for tap in sorted(self.taps)], dim=1),
             window_means(tokens[self.depth], self.grid),
+        )
+
+    @torch.no_grad()
+    def encode_views(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B V L N C"]:
+        """Patch tokens of more views of each image (`more_views`)."""
+        return torch.stack(
+            [self.encode_image(views).patches for views in more_views(images, self.grid).unbind(1)], dim=1
         )
 
     @torch.no_grad()

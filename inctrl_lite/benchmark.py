@@ -44,6 +44,7 @@ from inctrl_lite.viz import upsample_to_image, visible_box
 
 HEADS = 3  # InCTRL is trained from this many seeds; prompt seed s is scored by head s mod HEADS
 FREE = [method.name for method in TRAINING_FREE]
+ONE_VIEW = "InCTRL: one view"  # the lite head, against the prompts as they are
 PAPER_HEAD = "InCTRL: paper's head"  # beside the lite one, where that is the protocol's
 COST = "cost.csv"
 CHUNK = 256  # test images in memory at once
@@ -292,7 +293,7 @@ def _plain(name: str) -> str:
 
 def trained_methods(protocol: Protocol) -> list[str]:
     """Names of what `train_methods` trains."""
-    return ["CoOp", *ABLATIONS, *([PAPER_HEAD] if protocol.head != "paper" else [])]
+    return ["CoOp", *ABLATIONS, *([ONE_VIEW, PAPER_HEAD] if protocol.head != "paper" else [])]
 
 
 def train_methods(
@@ -326,6 +327,8 @@ def train_methods(
             model.to(backbone.device)
             train_on_table(model, table, steps=protocol.steps, seed=seed)
             methods.append(InCTRLMethod(model, name))
+            if name == "InCTRL" and protocol.head != "paper":
+                methods.append(InCTRLMethod(model, ONE_VIEW, views=False))
         trained.append(methods)
     return trained
 

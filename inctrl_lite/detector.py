@@ -227,18 +227,20 @@ class AnomalyDetector:
             InctrlError: no image, or one that cannot be read (named).
         """
         sources = list(named_sources(normals))
-        features, fingerprints = [], []
+        features, views, fingerprints = [], [], []
         for batch in batched(sources, batch_size):
             pictures = [load_image(source) for _, source in batch]
             fingerprints += [fingerprint(picture) for picture in pictures]
             features.append(self._encode(pictures))
-        encoded = ImageFeatures.cat(features)
+            if self.model.head.uses_views:
+                views.append(self.backbone.encode_views(self._prepare(pictures)))
+        encoded, seen = ImageFeatures.cat(features), torch.cat(views) if views else None
         if len(set(fingerprints)) < len(fingerprints):
             warnings.warn(
                 f"{category}: some normal prompts are the same picture, which adds nothing", stacklevel=2
             )
         fitted = FittedCategory(
-            prompt=NormalPrompt.of(encoded),
+            prompt=NormalPrompt.of(encoded, seen),
             text=text_prototypes(self.backbone, category),
             threshold=None,
             threshold_source="none: one normal prompt cannot be compared with others",
@@ -246,19 +248,22 @@ class AnomalyDetector:
             fingerprints=frozenset(fingerprints),
         )
         if fitted.shots > 1:
-            fitted.threshold = max(self._leave_one_out_scores(encoded, fitted.text))
+            fitted.threshold = max(self._leave_one_out_scores(encoded, seen, fitted.text))
             fitted.threshold_source = f"largest leave-one-out score of the {fitted.shots} normal prompts"
         self.categories[category] = fitted
         return self
 
     @torch.inference_mode()
-    def _leave_one_out_scores(self, encoded: ImageFeatures, text: Tensor) -> list[float]:
+    def _leave_one_out_scores(
+        self, encoded: ImageFeatures, views: Tensor | None, text: Tensor
+    ) -> list[float]:
         """Final score of each prompt against the others."""
-        index = torch.arange(len(encoded))
-        return [
-            self.model(encoded[k : k + 1], NormalPrompt.of(encoded[index != k]), text).final.item()
-            for k in range(len(encoded))
-        ]
+        scores = []
+        for k in range(len(encoded)):
+            others = torch.arange(len(encoded)) != k
+            prompt = NormalPrompt.of(encoded[others], None if views is None else views[others])
+            scores.append(self.model(encoded[k : k + 1], prompt, text).final.item())
+        return scores
 
     def calibrate(self, images: Any, labels: ArrayLike, category: str | None = None) -> float:
         """Set the category's threshold from labelled images: the one with the best F1. Returns it.
@@ -376,8 +381,10 @@ class AnomalyDetector:
         raise InctrlError(f"{asked}. Fitted: {known}")
 
     def _encode(self, pictures: Sequence[Image]) -> ImageFeatures:
-        images = torch.stack([self.backbone.transform(picture) for picture in pictures])
-        return self.backbone.encode_image(images.to(self.device))
+        return self.backbone.encode_image(self._prepare(pictures))
+
+    def _prepare(self, pictures: Sequence[Image]) -> Tensor:
+        return torch.stack([self.backbone.transform(picture) for picture in pictures]).to(self.device)
 
     @torch.inference_mode()
     def _score(self, query: ImageFeatures, fitted: FittedCategory) -> Scores:

@@ -13,18 +13,19 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inctrl_lite.backbone import PLACE, Backbone, ImageFeatures, places_shape
+from inctrl_lite.backbone import PLACE, VIEWS, Backbone, ImageFeatures, places_shape
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
 from inctrl_lite.errors import InctrlError
@@ -46,21 +47,29 @@ def uses_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@torch.no_grad()  # not inference_mode, under which autocast converts the weights again for every operation
 def encode_items(backbone: Backbone, items: Sequence[Item]) -> ImageFeatures:
     """Read, transform and encode images in one batch: float32 features on the backbone's device.
 
     Raises:
         InctrlError: an image cannot be read (named).
     """
+    return _encode(backbone, backbone.encode_image, items).to(torch.float32)
 
+
+def encode_views(backbone: Backbone, items: Sequence[Item]) -> Float[Tensor, "B V L N C"]:
+    """Like `encode_items`: patch tokens of more views of each image (`backbone.more_views`)."""
+    return _encode(backbone, backbone.encode_views, items).to(torch.float32)
+
+
+@torch.no_grad()  # not inference_mode, under which autocast converts the weights again for every operation
+def _encode(backbone: Backbone, encode: Callable, items: Sequence[Item]):
     def prepare(item: Item) -> Tensor:
         return backbone.transform(load_image(item.image))
 
     with ThreadPoolExecutor(THREADS) as pool:
         images = torch.stack(list(pool.map(prepare, items))).to(backbone.device)
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=uses_bfloat16(backbone.device)):
-        return backbone.encode_image(images).to(torch.float32)
+        return encode(images)
 
 
 class FeatureStore:
@@ -173,6 +182,28 @@ class FeatureStore:
             write_whole(
                 self.path(item), lambda temporary, entry=data + checksum: temporary.write_bytes(entry)
             )
+
+
+class ViewStore(FeatureStore):
+    """Patch tokens of more views of normal prompts on disk, beside the features of a store."""
+
+    def __init__(self, beside: FeatureStore):
+        super().__init__(beside.backbone, beside.root, beside.dtype)
+        backbone = self.backbone
+        self._shape = (len(VIEWS), len(backbone.taps), backbone.num_patches, backbone.width)
+        self._numbers = math.prod(self._shape)
+
+    @property
+    def folder(self) -> Path:
+        digest = hashlib.blake2b(repr(VIEWS).encode(), digest_size=4).hexdigest()
+        return super().folder.with_name(f"{super().folder.name}-views-{digest}")
+
+    def load(self, items: Sequence[Item]) -> Float[Tensor, "B V L N C"]:
+        """Patch tokens as `encode_views` gives them; what is missing is computed first."""
+        return self._read(items).unflatten(1, self._shape)
+
+    def _compute(self, items: Sequence[Item]) -> Tensor:
+        return encode_views(self.backbone, items).flatten(1)
 
 
 def _read_row(path: Path, row: np.ndarray) -> bool:

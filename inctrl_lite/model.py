@@ -40,21 +40,27 @@ class NormalPrompt(NamedTuple):
 
     Attributes:
         cls: class embeddings [..., K, D].
-        patches: patch tokens [..., K, L, N, C].
+        patches: patch tokens [..., M, L, N, C] of the K images and, after them, of more views of them.
         places: places [..., K, P, C].
         spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
             images of this category differ from each other.
     """
 
     cls: Float[Tensor, "... K D"]
-    patches: Float[Tensor, "... K L N C"]
+    patches: Float[Tensor, "... M L N C"]
     places: Float[Tensor, "... K P C"]
     spread: Float[Tensor, "... 2"]
 
     @classmethod
-    def of(cls, features: ImageFeatures) -> NormalPrompt:
-        """The prompt made of K encoded normal images."""
-        return cls(features.cls, features.patches, features.places, prompt_spread(features.patches))
+    def of(cls, features: ImageFeatures, views: Float[Tensor, "K V L N C"] | None = None) -> NormalPrompt:
+        """The prompt made of K encoded normal images, and perhaps of the patches of more views of them.
+
+        A head says whether it wants them (`uses_views`).
+        """
+        patches, spread = features.patches, prompt_spread(features.patches, views)
+        if views is not None:
+            patches = torch.cat([patches, views.flatten(0, 1)])
+        return cls(features.cls, patches, features.places, spread)
 
     @classmethod
     def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:
@@ -68,9 +74,11 @@ def whole_residuals(query: ImageFeatures, prompt: ImageFeatures | NormalPrompt) 
     return torch.stack(pair, dim=1)
 
 
-def prompt_spread(patches: Float[Tensor, "K L N C"]) -> Float[Tensor, " 2"]:
+def prompt_spread(
+    patches: Float[Tensor, "K L N C"], views: Float[Tensor, "K V L N C"] | None = None
+) -> Float[Tensor, " 2"]:
     """Mean and deviation of the leave-one-out residual maps of K prompts."""
-    maps = leave_one_out_maps(patches)
+    maps = leave_one_out_maps(patches, views)
     return torch.stack([maps.mean(), maps.std(correction=0)])
 
 
@@ -163,6 +171,7 @@ class PaperHead(nn.Module):
 
     focal_on_logits = True  # the public code's double sigmoid
     uses_spread = False
+    uses_views = False
 
     def __init__(self, embed_dim: int, num_patches: int, terms: Collection[str] = TERMS):
         super().__init__()
@@ -190,12 +199,15 @@ class LiteHead(nn.Module):
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
     on the probabilities themselves; (6) the distance of the whole image to the prompts, relative to what is
     usual among them (`whole_residuals`: the class embedding's and the strangest places', in equal parts), is
-    a term of its own: what it takes to call a whole image another thing is not learned from defects. In the
-    final score, the surprise of the patches or of the whole stands where the paper has the largest residual.
+    a term of its own: what it takes to call a whole image another thing is not learned from defects; (7) the
+    prompts' patches are seen in more views (`backbone.VIEWS`) where images are scored; the head is
+    trained without, as it reads residuals in units of the prompts' spread. In the final score, the
+    surprise of the patches or of the whole stands where the paper has the largest residual.
     """
 
     focal_on_logits = False
     uses_spread = True
+    uses_views = True
     RANKS = 32
 
     def __init__(self, embed_dim: int, num_patches: int, terms: Collection[str] = TERMS):

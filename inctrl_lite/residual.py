@@ -69,13 +69,19 @@ def patch_residual_map(
     return layer_residual_maps(query, prompt).mean(1)
 
 
-def leave_one_out_maps(prompt: Float[Tensor, "K L N C"]) -> Float[Tensor, "K N"]:
+def leave_one_out_maps(
+    prompt: Float[Tensor, "K L N C"], views: Float[Tensor, "K V L N C"] | None = None
+) -> Float[Tensor, "K N"]:
     """The residual map of each normal prompt against the others: how unlike each other normal images are.
 
-    A single prompt has no others; its patches are then compared with the rest of the same image, which
-    tells less.
+    With more `views` of each prompt, the others are seen in all of theirs. A single prompt has no others; its
+    patches are then compared with the rest of the same image, which tells less.
     """
     shots, _, patches, _ = prompt.shape
+    if shots > 1 and views is not None:
+        seen = torch.cat([prompt.unsqueeze(1), views], dim=1)
+        others = [torch.cat([seen[:k], seen[k + 1 :]]).flatten(0, 1) for k in range(shots)]
+        return torch.cat([patch_residual_map(prompt[k : k + 1], others[k]) for k in range(shots)])
     if shots > 1:
         tokens = F.normalize(prompt, dim=-1)
         nearest = prompt.new_full(prompt.shape[:3], -1.0)

@@ -33,7 +33,7 @@ from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import Episode, draw_prompts, sample_batch
 from inctrl_lite.device import join_team
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.features import FeatureStore, encode_items
+from inctrl_lite.features import FeatureStore, ViewStore, encode_items, encode_views
 from inctrl_lite.files import write_text, write_whole
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import image_metrics
@@ -384,7 +384,10 @@ def score_items(
     team = join_team(backbone.device)
     model.eval()
     encode = store.load if store else partial(encode_items, backbone)
-    normal, text = NormalPrompt.of(encode(prompt)), text_prototypes(backbone, category)
+    views = None
+    if model.head.uses_views:
+        views = ViewStore(store).load(prompt) if store else encode_views(backbone, prompt)
+    normal, text = NormalPrompt.of(encode(prompt), views), text_prototypes(backbone, category)
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     own = range(team.rank, len(batches), team.size)
     scored = {

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inctrl_lite import Backbone, InctrlError
-from inctrl_lite.backbone import default_taps, places_shape, window_means
+from inctrl_lite.backbone import VIEWS, default_taps, more_views, places_shape, window_means
 
 
 def random_clip(**vision):
@@ -71,6 +71,27 @@ def test_a_place_is_the_mean_of_a_window_of_the_last_block(small_backbone):
     numbers = torch.arange(25.0).reshape(1, 25, 1)  # row * 5 + column
     assert places_shape((5, 5)) == (2, 2)
     assert window_means(numbers, (5, 5)).flatten().tolist() == [6, 8, 16, 18]  # the windows' middles
+
+
+def test_more_views_are_moved_by_half_a_patch_turned_and_scaled():
+    height, width = 32, 48  # patches of 8
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    views = more_views(image, (height // 8, width // 8))
+    assert views.shape == (2, len(VIEWS), 3, height, width)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(views[:, 0, :, :, 4:], image[..., :-4], **close)  # to the right
+    torch.testing.assert_close(views[:, 0, :, :, 0], image[..., 0], **close)  # the border repeated
+    torch.testing.assert_close(views[:, 1, :, 4:], image[..., :-4, :], **close)  # down
+    torch.testing.assert_close(views[:, 2, :, 4:, 4:], image[..., :-4, :-4], **close)
+
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    disc = ((x - 33.5) ** 2 + (y - 15.5) ** 2 < 9).float().expand(1, 3, -1, -1)  # 10 right of the middle
+    middles = [((view * t).sum() / view.sum()).item() for view in more_views(disc, (4, 6))[0, :, 0] for t in (x, y)]
+    turned, back, larger, smaller = (middles[2 * i : 2 * i + 2] for i in (3, 4, 5, 6))
+    assert turned == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 - 10 * math.sin(0.1047)], abs=0.1)
+    assert back == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 + 10 * math.sin(0.1047)], abs=0.1)
+    assert larger == pytest.approx([23.5 + 10.6, 15.5], abs=0.1)
+    assert smaller == pytest.approx([23.5 + 9.4, 15.5], abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Given(Images):
         nothing = np.zeros((8, 8, 3), np.uint8)
         super().__init__([Item(nothing, 0, str(i)) for i in range(len(cls))], backbone)
         self.__dict__["features"] = ImageFeatures(cls, patches, patches[:, -1])
+        self.__dict__["views"] = patches[:, None]
 
 
 @pytest.fixture
@@ -224,6 +225,7 @@ def test_inctrl_among_the_methods_is_the_model_itself(head, real):
     answer = InCTRLMethod(model).fit(normals, category.name).score(queries)
     with torch.no_grad():
         text = text_prototypes(backbone, category.name)
-        scores = model(queries.features, NormalPrompt.of(normals.features), text)
+        views = normals.views if head == "lite" else None
+        scores = model(queries.features, NormalPrompt.of(normals.features, views), text)
     torch.testing.assert_close(answer.scores, scores.final)
     torch.testing.assert_close(answer.maps, scores.patch_map)

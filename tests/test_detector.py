@@ -95,6 +95,14 @@ def test_the_first_threshold_is_the_largest_leave_one_out_score(detector, small_
     assert detector.categories["bottle"].threshold == pytest.approx(max(scores), abs=1e-6)
 
 
+def test_the_lite_head_sees_prompts_in_more_views_and_the_papers_does_not(small_backbone):
+    for head, pictures in (("lite", 1 + len(VIEWS)), ("paper", 1)):
+        model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, head)
+        found = AnomalyDetector(model, small_backbone, "cpu").fit([picture(0), picture(1)], "bottle")
+        assert len(found.categories["bottle"].prompt.patches) == 2 * pictures
+        assert found.categories["bottle"].shots == 2
+
+
 def test_one_normal_image_gives_scores_but_no_verdict(detector):
     detector.fit(picture(0), "cup")
     prediction = detector.predict(picture(9), "cup")[0]

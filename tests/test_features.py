@@ -45,6 +45,16 @@ def test_stored_features_are_the_backbones(store, items):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
+def test_stored_views_are_the_backbones_and_lie_apart(store, items):
+    views = ViewStore(store)
+    found, expected = views.load(items), encode_views(store.backbone, items)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert found.shape[:2] == (len(items), len(VIEWS))
+    alone = encode_items(store.backbone, items).patches
+    assert (found - alone[:, None]).abs().amax((2, 3, 4)).min() > 0.01  # each is another picture
+    assert views.path(items[0]) != store.path(items[0])
+
+
 def test_float32_is_stored_exactly_and_apart(small_backbone, items, tmp_path):
     half, full = (FeatureStore(small_backbone, tmp_path, dtype) for dtype in (torch.float16, torch.float32))
     half.encode(items, progress=False)

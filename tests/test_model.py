@@ -93,6 +93,17 @@ def test_the_public_codes_reshape_is_right_for_one_image_only():
         assert torch.allclose(right, wrong) == (count == 1)
 
 
+def test_what_looks_like_a_view_of_a_prompt_has_no_residual():
+    query, prompt = features(B, 2), features(K, 3)
+    views = query.patches[: 2 * K - 1].repeat(2, 1, 1, 1)[: 2 * K].unflatten(0, (K, 2))
+    plain, seen = NormalPrompt.of(prompt), NormalPrompt.of(prompt, views)
+    assert residual.patch_residual_map(query.patches, plain.patches).amin() > 0
+    torch.testing.assert_close(
+        residual.patch_residual_map(query.patches, seen.patches), torch.zeros(B, N, dtype=torch.float64)
+    )
+    assert torch.equal(seen.cls, plain.cls) and seen.spread[0] < plain.spread[0]
+
+
 def test_only_adapter_and_head_learn(model, text):
     query, prompt = features(B, 2), NormalPrompt.of(features(K, 3))
     inputs = [query.cls, query.patches, query.places, text]

@@ -56,6 +56,13 @@ def test_leave_one_out_compares_each_prompt_with_the_others():
         )
 
 
+def test_leave_one_out_sees_the_others_in_all_their_views_and_not_its_own():
+    prompt = directions(0, 90).reshape(2, 1, 1, 2)
+    views = directions(0, 60, 90, 90).reshape(2, 2, 1, 1, 2)  # of the first: 0 and 60, of the second: 90
+    expected = [[0.5], [(1 - 3**0.5 / 2) / 2]]  # 90 degrees to the second; 30 to a view of the first
+    torch.testing.assert_close(leave_one_out_maps(prompt, views).tolist(), expected)
+
+
 def test_a_lone_prompt_is_compared_with_its_other_patches():
     prompt = directions(0, 60, 180).reshape(1, 1, 3, 2)
     expected = [[0.25, 0.25, 0.75]]  # nearest others are 60, 60 and 120 degrees away

@@ -2,7 +2,13 @@
 
 from inctrl_lite.baselines.base import Answer, Images, Method
 from inctrl_lite.baselines.gaussian import SPADE, PaDiM
-from inctrl_lite.baselines.nearest import AnomalyDINO, ClassNearest, PatchMax, PixelNearest
+from inctrl_lite.baselines.nearest import (
+    AnomalyDINO,
+    ClassNearest,
+    PatchMax,
+    PatchMaxOneView,
+    PixelNearest,
+)
 from inctrl_lite.baselines.patchcore import PatchCore
 from inctrl_lite.baselines.subspace import SubspaceAD
 from inctrl_lite.baselines.text import TextOnly
@@ -16,6 +22,7 @@ TRAINING_FREE: tuple[type[Method], ...] = (
     PaDiM,
     PatchCore,
     PatchMax,
+    PatchMaxOneView,
     AnomalyDINO,
     SubspaceAD,
     WinCLIP,

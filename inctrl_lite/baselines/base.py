@@ -15,7 +15,7 @@ from inctrl_lite.backbone import Backbone, ImageFeatures
 from inctrl_lite.baselines.windows import WindowStore, window_embeddings, window_residuals
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
-from inctrl_lite.features import FeatureStore, encode_items
+from inctrl_lite.features import FeatureStore, ViewStore, encode_items, encode_views
 from inctrl_lite.model import prompt_spread
 from inctrl_lite.residual import layer_residual_maps
 
@@ -57,23 +57,36 @@ class Images:
         return self.store.load(self.items) if self.store else encode_items(self.backbone, self.items)
 
     @cached_property
+    def views(self) -> Float[Tensor, "B V L N C"]:
+        """Patch tokens of more views of the images (`backbone.more_views`)."""
+        if self.store:
+            return ViewStore(self.store).load(self.items)
+        return encode_views(self.backbone, self.items)
+
+    @cached_property
     def spread(self) -> Float[Tensor, " 2"]:
         """How much these images' patches differ among each other (`model.prompt_spread`)."""
         return prompt_spread(self.features.patches)
 
-    def layer_residuals(self, normals: Images) -> Float[Tensor, "B L N"]:
-        """Residual maps of each block against the nearest patch of the normal images."""
-        return self._nearest(
-            normals,
-            "patches",
-            lambda pool: [
-                layer_residual_maps(self.features.patches, one[None]) for one in pool.features.patches
-            ],
-        )
+    @cached_property
+    def spread_in_views(self) -> Float[Tensor, " 2"]:
+        """The same, when the others are seen in more views."""
+        return prompt_spread(self.features.patches, self.views)
 
-    def residual_maps(self, normals: Images) -> Float[Tensor, "B N"]:
-        """InCTRL's patch residual maps against normal images."""
-        return self.layer_residuals(normals).mean(1)
+    def layer_residuals(self, normals: Images, views: bool = False) -> Float[Tensor, "B L N"]:
+        """Residual maps of each block against the nearest patch of the normal images, or of their views."""
+
+        def compare(pool: Images) -> list[Tensor]:
+            seen = pool.features.patches.unsqueeze(1)
+            if views:
+                seen = torch.cat([seen, pool.views], dim=1)
+            return [layer_residual_maps(self.features.patches, one) for one in seen]
+
+        return self._nearest(normals, "patches in views" if views else "patches", compare)
+
+    def residual_maps(self, normals: Images, views: bool = False) -> Float[Tensor, "B N"]:
+        """InCTRL's patch residual maps against normal images, or against more views of them too."""
+        return self.layer_residuals(normals, views).mean(1)
 
     def window_residuals(self, normals: Images, side: int) -> Float[Tensor, "B W"]:
         """Residual of each window of side x side patches to the nearest window of the normal images."""
@@ -123,6 +136,10 @@ class _Taken(Images):
     @cached_property
     def features(self) -> ImageFeatures:
         return self.whole.features[self.rows]
+
+    @cached_property
+    def views(self) -> Tensor:
+        return self.whole.views[self.rows]
 
     @cached_property
     def prepared(self) -> Tensor:

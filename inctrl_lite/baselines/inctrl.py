@@ -43,12 +43,14 @@ class InCTRLMethod:
     source = "Zhu & Pang, CVPR 2024"
     training_free = False
 
-    def __init__(self, model: InCTRL, name: str = "InCTRL"):
+    def __init__(self, model: InCTRL, name: str = "InCTRL", views: bool | None = None):
         self.model, self.name = model.eval(), name
+        self.views = model.head.uses_views if views is None else views
 
     @torch.no_grad()
     def fit(self, normals: Images, category: str) -> InCTRLMethod:
-        self.normals, self.spread = normals, normals.spread
+        self.normals = normals
+        self.spread = normals.spread_in_views if self.views else normals.spread
         self.text = text_prototypes(normals.backbone, category)
         return self
 
@@ -56,7 +58,8 @@ class InCTRLMethod:
     def score(self, queries: Images) -> Answer:
         query, prompt = queries.features.cls, self.normals.features.cls
         residual = image_residual(self.model.adapter(query), self.model.adapter(prompt))
-        maps, cosines = queries.residual_maps(self.normals), text_cosines(query, self.text)
+        maps = queries.residual_maps(self.normals, self.views)
+        cosines = text_cosines(query, self.text)
         whole = whole_residuals(queries.features, self.normals.features)
         scores = self.model.head(maps, residual, cosines, self.spread, whole)
         return Answer(scores.final, maps)

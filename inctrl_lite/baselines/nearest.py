@@ -45,26 +45,35 @@ class PixelNearest:
 
 
 class PatchMax:
-    """The largest patch residual: the part of InCTRL that needs no training."""
+    """The largest patch residual: what is left of InCTRL, the lite head's views too, without learning."""
 
     name = "patch max"
-    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1, without anything that is learned"
+    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1; the prompts are seen in more views (`backbone.VIEWS`)"
     training_free = True
+    views = True
 
     def fit(self, normals: Images, category: str) -> PatchMax:
         self.normals = normals
         return self
 
     def score(self, queries: Images) -> Answer:
-        maps = queries.residual_maps(self.normals)
+        maps = queries.residual_maps(self.normals, self.views)
         return Answer(maps.amax(1), maps)
+
+
+class PatchMaxOneView(PatchMax):
+    """The same against the prompts as they are: the paper's residual."""
+
+    name = "patch max, one view"
+    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1, without anything that is learned"
+    views = False
 
 
 class AnomalyDINO:
     """Cosine distance of each patch to its nearest normal patch in one block; the mean of the largest 1 %.
 
-    Differences: the shared backbone's last tapped block instead of DINOv2's last one; no rotated copies of
-    the normal images and no mask of the background.
+    Differences: the shared backbone's last tapped block instead of DINOv2's last one; the views of
+    `backbone.VIEWS` instead of the normal images turned by eight angles; no mask of the background.
     """
 
     name = "AnomalyDINO-style"
@@ -76,5 +85,5 @@ class AnomalyDINO:
         return self
 
     def score(self, queries: Images) -> Answer:
-        maps = 2 * queries.layer_residuals(self.normals)[:, -1]
+        maps = 2 * queries.layer_residuals(self.normals, views=True)[:, -1]
         return Answer(top_mean(maps), maps)

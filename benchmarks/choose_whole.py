@@ -25,6 +25,7 @@ from numpy.random import default_rng
 from tqdm.auto import tqdm
 
 from inctrl_lite import Backbone, residual
+from inctrl_lite.backbone import VIEWS
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
@@ -177,7 +178,9 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
         for shots in SHOTS:
             for start in range(0, POOL, shots):
                 rows = slice(start, start + shots)
-                prompt = NormalPrompt.of(features[rows], views[rows])
+                prompt = NormalPrompt.of(
+                    features[rows], views[start * len(VIEWS) : (start + shots) * len(VIEWS)]
+                )
                 largest = residual.patch_residual_map(query.patches, prompt.patches).amax(1)
                 mean, deviation = prompt.spread
                 patches = ((largest - mean) / (deviation + 1e-3) / 4 - 1).sigmoid()  # as in LiteHead

@@ -242,11 +242,10 @@ class Backbone(nn.Module):
         )
 
     @torch.no_grad()
-    def encode_views(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B V L N C"]:
-        """Patch tokens of more views of each image (`more_views`)."""
-        return torch.stack(
-            [self.encode_image(views).patches for views in more_views(images, self.grid).unbind(1)], dim=1
-        )
+    def encode_views(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
+        """Features of more views of each image (`more_views`): those of the first image come first."""
+        views = more_views(images, self.grid).flatten(0, 1)
+        return ImageFeatures.cat([self.encode_image(batch) for batch in views.split(len(images))])
 
     @torch.no_grad()
     def encode_text(self, sentences: list[str], batch: int = 256) -> Float[Tensor, "P D"]:

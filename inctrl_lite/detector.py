@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from inctrl_lite.backbone import TINY, Backbone, ImageFeatures
+from inctrl_lite.backbone import TINY, VIEWS, Backbone, ImageFeatures
 from inctrl_lite.checkpoint import check_fits
 from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.device import pick_device
@@ -234,7 +234,7 @@ class AnomalyDetector:
             features.append(self._encode(pictures))
             if self.model.head.uses_views:
                 views.append(self.backbone.encode_views(self._prepare(pictures)))
-        encoded, seen = ImageFeatures.cat(features), torch.cat(views) if views else None
+        encoded, seen = ImageFeatures.cat(features), ImageFeatures.cat(views) if views else None
         if len(set(fingerprints)) < len(fingerprints):
             warnings.warn(
                 f"{category}: some normal prompts are the same picture, which adds nothing", stacklevel=2
@@ -255,13 +255,14 @@ class AnomalyDetector:
 
     @torch.inference_mode()
     def _leave_one_out_scores(
-        self, encoded: ImageFeatures, views: Tensor | None, text: Tensor
+        self, encoded: ImageFeatures, views: ImageFeatures | None, text: Tensor
     ) -> list[float]:
         """Final score of each prompt against the others."""
         scores = []
         for k in range(len(encoded)):
             others = torch.arange(len(encoded)) != k
-            prompt = NormalPrompt.of(encoded[others], None if views is None else views[others])
+            of_others = others.repeat_interleave(len(VIEWS))
+            prompt = NormalPrompt.of(encoded[others], None if views is None else views[of_others])
             scores.append(self.model(encoded[k : k + 1], prompt, text).final.item())
         return scores
 

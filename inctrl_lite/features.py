@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -56,13 +55,15 @@ def encode_items(backbone: Backbone, items: Sequence[Item]) -> ImageFeatures:
     return _encode(backbone, backbone.encode_image, items).to(torch.float32)
 
 
-def encode_views(backbone: Backbone, items: Sequence[Item]) -> Float[Tensor, "B V L N C"]:
-    """Like `encode_items`: patch tokens of more views of each image (`backbone.more_views`)."""
+def encode_views(backbone: Backbone, items: Sequence[Item]) -> ImageFeatures:
+    """Like `encode_items`, of more views of each image (`Backbone.encode_views`)."""
     return _encode(backbone, backbone.encode_views, items).to(torch.float32)
 
 
 @torch.no_grad()  # not inference_mode, under which autocast converts the weights again for every operation
-def _encode(backbone: Backbone, encode: Callable, items: Sequence[Item]):
+def _encode(
+    backbone: Backbone, encode: Callable[[Tensor], ImageFeatures], items: Sequence[Item]
+) -> ImageFeatures:
     def prepare(item: Item) -> Tensor:
         return backbone.transform(load_image(item.image))
 
@@ -138,7 +139,10 @@ class FeatureStore:
         Raises:
             InctrlError: an image cannot be read, or the folder cannot be written (named).
         """
-        parts = self._read(items).split([math.prod(shape) for shape in self._shapes], dim=1)
+        return self._unpack(self._read(items))
+
+    def _unpack(self, numbers: Tensor) -> ImageFeatures:
+        parts = numbers.split([math.prod(shape) for shape in self._shapes], dim=1)
         return ImageFeatures(*(part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)))
 
     def _read(self, items: Sequence[Item]) -> Tensor:
@@ -164,9 +168,7 @@ class FeatureStore:
 
     def _compute(self, items: Sequence[Item]) -> Tensor:
         """What is stored of images, one row of numbers each."""
-        features = encode_items(self.backbone, items)
-        parts = (features.cls, features.patches, features.places)
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
+        return _pack(encode_items(self.backbone, items))
 
     def _write(self, items: Sequence[Item], numbers: Tensor) -> None:
         numbers = numbers.to(self.dtype).cpu()
@@ -185,25 +187,29 @@ class FeatureStore:
 
 
 class ViewStore(FeatureStore):
-    """Patch tokens of more views of normal prompts on disk, beside the features of a store."""
+    """Features of more views of normal prompts on disk, one file an image, beside those of a store."""
 
     def __init__(self, beside: FeatureStore):
         super().__init__(beside.backbone, beside.root, beside.dtype)
-        backbone = self.backbone
-        self._shape = (len(VIEWS), len(backbone.taps), backbone.num_patches, backbone.width)
-        self._numbers = math.prod(self._shape)
+        self._numbers *= len(VIEWS)
 
     @property
     def folder(self) -> Path:
         digest = hashlib.blake2b(repr(VIEWS).encode(), digest_size=4).hexdigest()
         return super().folder.with_name(f"{super().folder.name}-views-{digest}")
 
-    def load(self, items: Sequence[Item]) -> Float[Tensor, "B V L N C"]:
-        """Patch tokens as `encode_views` gives them; what is missing is computed first."""
-        return self._read(items).unflatten(1, self._shape)
+    def load(self, items: Sequence[Item]) -> ImageFeatures:
+        """Features as `encode_views` gives them; what is missing is computed first."""
+        return self._unpack(self._read(items).unflatten(1, (len(VIEWS), -1)).flatten(0, 1))
 
     def _compute(self, items: Sequence[Item]) -> Tensor:
-        return encode_views(self.backbone, items).flatten(1)
+        return _pack(encode_views(self.backbone, items)).unflatten(0, (len(items), -1)).flatten(1)
+
+
+def _pack(features: ImageFeatures) -> Tensor:
+    """One row of numbers an image."""
+    parts = (features.cls, features.patches, features.places)
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def _read_row(path: Path, row: np.ndarray) -> bool:

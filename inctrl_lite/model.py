@@ -40,27 +40,28 @@ class NormalPrompt(NamedTuple):
 
     Attributes:
         cls: class embeddings [..., K, D].
-        patches: patch tokens [..., M, L, N, C] of the K images and, after them, of more views of them.
-        places: places [..., K, P, C].
+        patches: patch tokens [..., M, L, N, C] of the K images and, after them, of more views of each.
+        places: places [..., M, P, C] of the same.
         spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
             images of this category differ from each other.
     """
 
     cls: Float[Tensor, "... K D"]
     patches: Float[Tensor, "... M L N C"]
-    places: Float[Tensor, "... K P C"]
+    places: Float[Tensor, "... M P C"]
     spread: Float[Tensor, "... 2"]
 
     @classmethod
-    def of(cls, features: ImageFeatures, views: Float[Tensor, "K V L N C"] | None = None) -> NormalPrompt:
-        """The prompt made of K encoded normal images, and perhaps of the patches of more views of them.
+    def of(cls, features: ImageFeatures, views: ImageFeatures | None = None) -> NormalPrompt:
+        """The prompt made of K encoded normal images, and perhaps of more views of each.
 
-        A head says whether it wants them (`uses_views`).
+        A head says whether it wants views (`uses_views`); those of the first image come first.
         """
-        patches, spread = features.patches, prompt_spread(features.patches, views)
-        if views is not None:
-            patches = torch.cat([patches, views.flatten(0, 1)])
-        return cls(features.cls, patches, features.places, spread)
+        if views is None:
+            return cls(features.cls, features.patches, features.places, prompt_spread(features.patches))
+        seen = ImageFeatures.cat([features, views])
+        spread = prompt_spread(features.patches, views.patches.unflatten(0, (len(features), -1)))
+        return cls(features.cls, seen.patches, seen.places, spread)
 
     @classmethod
     def stack(cls, prompts: list[NormalPrompt]) -> NormalPrompt:
@@ -68,10 +69,10 @@ class NormalPrompt(NamedTuple):
         return cls(*(torch.stack(parts) for parts in zip(*prompts, strict=True)))
 
 
-def whole_residuals(query: ImageFeatures, prompt: ImageFeatures | NormalPrompt) -> Float[Tensor, "B 2 2"]:
+def whole_residuals(query: ImageFeatures, prompt: NormalPrompt) -> Float[Tensor, "B 2 2"]:
     """How far whole images are from the prompts and how far is usual, by class embedding and by place."""
-    pair = class_residual(query.cls, prompt.cls), place_residual(query.places, prompt.places)
-    return torch.stack(pair, dim=1)
+    by_place = place_residual(query.places, prompt.places, shots=prompt.cls.shape[-2])
+    return torch.stack([class_residual(query.cls, prompt.cls), by_place], dim=1)
 
 
 def prompt_spread(
@@ -200,7 +201,7 @@ class LiteHead(nn.Module):
     on the probabilities themselves; (6) the distance of the whole image to the prompts, relative to what is
     usual among them (`whole_residuals`: the class embedding's and the strangest places', in equal parts), is
     a term of its own: what it takes to call a whole image another thing is not learned from defects; (7) the
-    prompts' patches are seen in more views (`backbone.VIEWS`) where images are scored; the head is
+    prompts' patches and places are seen in more views (`backbone.VIEWS`) where images are scored; the head is
     trained without, as it reads residuals in units of the prompts' spread. In the final score, the
     surprise of the patches or of the whole stands where the paper has the largest residual.
     """

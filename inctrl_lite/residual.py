@@ -128,13 +128,16 @@ def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
     return _far_and_usual((1 - nearest) / 2, (1 - among) / 2, USUAL)
 
 
-def place_residual(query: Float[Tensor, "B P C"], prompt: Float[Tensor, "*b K P C"]) -> Float[Tensor, "B 2"]:
+def place_residual(
+    query: Float[Tensor, "B P C"], prompt: Float[Tensor, "*b M P C"], shots: int | None = None
+) -> Float[Tensor, "B 2"]:
     """How unlike the prompts an image is where it is strangest, and what is usual here, in [0, 1].
 
     Places are compared with the same place of a prompt (`ImageFeatures.places`), not with any, as patches
     are: half of one minus the cosine, averaged over the `STRANGEST` places. The prompt that is nearest
     counts: an image must be like *one* of them, not like a patchwork of all. What is usual is told as in
-    `class_residual`, around `PLACE_USUAL`. Not in the paper; the lite head uses it.
+    `class_residual`, around `PLACE_USUAL`. Not in the paper; the lite head uses it. Where the prompts are
+    followed by more views of them, as in `NormalPrompt`, `shots` says how many they are themselves.
 
     >>> a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     >>> far, usual = place_residual(torch.stack([a, b])[None], torch.stack([b, a])[None])[0].tolist()
@@ -142,9 +145,10 @@ def place_residual(query: Float[Tensor, "B P C"], prompt: Float[Tensor, "*b K P 
     (0.5, 0.16)
     """
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
-    others = _others(_least_alike(prompt.unsqueeze(-3), prompt.unsqueeze(-4)))
+    images = prompt[..., :shots, :, :]
+    among = _others(_least_alike(images.unsqueeze(-3), prompt.unsqueeze(-4))).amax(-1)
     nearest = _least_alike(query.unsqueeze(-3), prompt).amax(-1)
-    return _far_and_usual((1 - nearest) / 2, (1 - others.amax(-1)) / 2, PLACE_USUAL)
+    return _far_and_usual((1 - nearest) / 2, (1 - among) / 2, PLACE_USUAL)
 
 
 def _least_alike(a: Float[Tensor, "*a P C"], b: Float[Tensor, "*b P C"]) -> Float[Tensor, "*c"]:
@@ -153,10 +157,12 @@ def _least_alike(a: Float[Tensor, "*a P C"], b: Float[Tensor, "*b P C"]) -> Floa
     return cosines.topk(min(STRANGEST, cosines.shape[-1]), largest=False).values.mean(-1)
 
 
-def _others(cosines: Float[Tensor, "... K K"]) -> Float[Tensor, "... K K"]:
-    """Cosines of prompts among each other, those to themselves struck out."""
-    itself = torch.eye(cosines.shape[-1], dtype=torch.bool, device=cosines.device)
-    return cosines.masked_fill(itself, -1)
+def _others(cosines: Float[Tensor, "... K M"]) -> Float[Tensor, "... K M"]:
+    """Cosines of K prompts to each other and to all their views, those to themselves struck out."""
+    shots, seen = cosines.shape[-2:]
+    itself = torch.eye(shots, dtype=torch.bool, device=cosines.device)
+    views = itself.repeat_interleave(seen // shots - 1, dim=1)
+    return cosines.masked_fill(torch.cat([itself, views], dim=1), -1)
 
 
 def _far_and_usual(

@@ -86,7 +86,9 @@ def test_more_views_are_moved_by_half_a_patch_turned_and_scaled():
 
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     disc = ((x - 33.5) ** 2 + (y - 15.5) ** 2 < 9).float().expand(1, 3, -1, -1)  # 10 right of the middle
-    middles = [((view * t).sum() / view.sum()).item() for view in more_views(disc, (4, 6))[0, :, 0] for t in (x, y)]
+    middles = [
+        ((view * t).sum() / view.sum()).item() for view in more_views(disc, (4, 6))[0, :, 0] for t in (x, y)
+    ]
     turned, back, larger, smaller = (middles[2 * i : 2 * i + 2] for i in (3, 4, 5, 6))
     assert turned == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 - 10 * math.sin(0.1047)], abs=0.1)
     assert back == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 + 10 * math.sin(0.1047)], abs=0.1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from inctrl_lite.backbone import Backbone, ImageFeatures
+from inctrl_lite.backbone import VIEWS, Backbone, ImageFeatures
 from inctrl_lite.baselines import MISSING, TRAINING_FREE, Images
 from inctrl_lite.baselines.coop import CoOp, prototypes
 from inctrl_lite.baselines.gaussian import SPADE, PaDiM
@@ -33,7 +33,7 @@ class Given(Images):
         nothing = np.zeros((8, 8, 3), np.uint8)
         super().__init__([Item(nothing, 0, str(i)) for i in range(len(cls))], backbone)
         self.__dict__["features"] = ImageFeatures(cls, patches, patches[:, -1])
-        self.__dict__["views"] = patches[:, None]
+        self.__dict__["views"] = self.features[[i for i in range(len(cls)) for _ in VIEWS]]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
+from inctrl_lite.backbone import VIEWS
 from inctrl_lite.detector import named_sources
 
 

@@ -8,10 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from inctrl_lite.backbone import Backbone
+from inctrl_lite.backbone import VIEWS, Backbone
 from inctrl_lite.data.category import Item
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.features import FeatureStore, backbone_fingerprint, cache_folder, encode_items
+from inctrl_lite.features import (
+    FeatureStore,
+    ViewStore,
+    backbone_fingerprint,
+    cache_folder,
+    encode_items,
+    encode_views,
+)
 
 
 @pytest.fixture
@@ -48,10 +55,11 @@ def test_stored_features_are_the_backbones(store, items):
 def test_stored_views_are_the_backbones_and_lie_apart(store, items):
     views = ViewStore(store)
     found, expected = views.load(items), encode_views(store.backbone, items)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    assert found.shape[:2] == (len(items), len(VIEWS))
-    alone = encode_items(store.backbone, items).patches
-    assert (found - alone[:, None]).abs().amax((2, 3, 4)).min() > 0.01  # each is another picture
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    assert len(found) == len(items) * len(VIEWS)
+    alone = encode_items(store.backbone, items).patches.repeat_interleave(len(VIEWS), 0)
+    assert (found.patches - alone).abs().amax((1, 2, 3)).min() > 0.01  # each is another picture
     assert views.path(items[0]) != store.path(items[0])
 
 

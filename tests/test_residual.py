@@ -1,5 +1,7 @@
 """Residuals with numbers a person can check."""
 
+import math
+
 import pytest
 import torch
 
@@ -103,6 +105,19 @@ def test_an_image_must_be_like_one_prompt_not_like_a_patchwork_of_all():
     prompts = torch.stack([directions(0, 0), directions(60, 60)])
     patchwork = directions(0, 60)
     assert place_residual(patchwork[None], prompts)[0, 0].item() == pytest.approx(0.25 / 2)
+
+
+def test_a_prompt_is_no_judge_of_its_own_views():
+    """Two prompts, each followed by two views that look like itself: what is usual stays what it was."""
+    query, images = directions(0, 0, 0)[None], torch.stack([directions(0, 0, 0), directions(60, 60, 60)])
+    views = torch.stack(
+        [directions(0, 0, 0), directions(0, 0, 0), directions(60, 60, 60), directions(40, 40, 40)]
+    )
+    plain, seen = place_residual(query, images), place_residual(query, torch.cat([images, views]), shots=2)
+    assert plain[0, 0] == seen[0, 0] == 0
+    told = ((1 - math.cos(math.radians(40))) / 2 + 0.25) / 2  # the first sees the other at 40 degrees
+    votes = 1 / (1 + USUAL_VOTES)
+    assert seen[0, 1].item() == pytest.approx(told**votes * PLACE_USUAL ** (1 - votes))
 
 
 def test_what_is_usual_of_places_is_how_strange_the_prompts_find_each_other():

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inctrl_lite.backbone import Backbone, ImageFeatures
+from inctrl_lite.backbone import VIEWS, Backbone, ImageFeatures
 from inctrl_lite.baselines.windows import WindowStore, window_embeddings, window_residuals
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
 from inctrl_lite.features import FeatureStore, ViewStore, encode_items, encode_views
-from inctrl_lite.model import prompt_spread
+from inctrl_lite.model import NormalPrompt
 from inctrl_lite.residual import layer_residual_maps
 
 
@@ -57,21 +57,21 @@ class Images:
         return self.store.load(self.items) if self.store else encode_items(self.backbone, self.items)
 
     @cached_property
-    def views(self) -> Float[Tensor, "B V L N C"]:
-        """Patch tokens of more views of the images (`backbone.more_views`)."""
+    def views(self) -> ImageFeatures:
+        """Features of more views of each image (`Backbone.encode_views`)."""
         if self.store:
             return ViewStore(self.store).load(self.items)
         return encode_views(self.backbone, self.items)
 
     @cached_property
-    def spread(self) -> Float[Tensor, " 2"]:
-        """How much these images' patches differ among each other (`model.prompt_spread`)."""
-        return prompt_spread(self.features.patches)
+    def prompt(self) -> NormalPrompt:
+        """The images as a normal prompt."""
+        return NormalPrompt.of(self.features)
 
     @cached_property
-    def spread_in_views(self) -> Float[Tensor, " 2"]:
-        """The same, when the others are seen in more views."""
-        return prompt_spread(self.features.patches, self.views)
+    def prompt_in_views(self) -> NormalPrompt:
+        """The images as a normal prompt, seen in more views."""
+        return NormalPrompt.of(self.features, self.views)
 
     def layer_residuals(self, normals: Images, views: bool = False) -> Float[Tensor, "B L N"]:
         """Residual maps of each block against the nearest patch of the normal images, or of their views."""
@@ -79,7 +79,7 @@ class Images:
         def compare(pool: Images) -> list[Tensor]:
             seen = pool.features.patches.unsqueeze(1)
             if views:
-                seen = torch.cat([seen, pool.views], dim=1)
+                seen = torch.cat([seen, pool.views.patches.unflatten(0, (len(pool), -1))], dim=1)
             return [layer_residual_maps(self.features.patches, one) for one in seen]
 
         return self._nearest(normals, "patches in views" if views else "patches", compare)
@@ -138,8 +138,8 @@ class _Taken(Images):
         return self.whole.features[self.rows]
 
     @cached_property
-    def views(self) -> Tensor:
-        return self.whole.views[self.rows]
+    def views(self) -> ImageFeatures:
+        return self.whole.views[[row * len(VIEWS) + i for row in self.rows for i in range(len(VIEWS))]]
 
     @cached_property
     def prepared(self) -> Tensor:

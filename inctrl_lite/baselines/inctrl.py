@@ -49,19 +49,16 @@ class InCTRLMethod:
 
     @torch.no_grad()
     def fit(self, normals: Images, category: str) -> InCTRLMethod:
-        self.normals = normals
-        self.spread = normals.spread_in_views if self.views else normals.spread
+        self.normals, self.prompt = normals, normals.prompt_in_views if self.views else normals.prompt
         self.text = text_prototypes(normals.backbone, category)
         return self
 
     @torch.no_grad()
     def score(self, queries: Images) -> Answer:
-        query, prompt = queries.features.cls, self.normals.features.cls
-        residual = image_residual(self.model.adapter(query), self.model.adapter(prompt))
-        maps = queries.residual_maps(self.normals, self.views)
-        cosines = text_cosines(query, self.text)
-        whole = whole_residuals(queries.features, self.normals.features)
-        scores = self.model.head(maps, residual, cosines, self.spread, whole)
+        query, prompt = queries.features, self.prompt
+        residual = image_residual(self.model.adapter(query.cls), self.model.adapter(prompt.cls))
+        maps, cosines = queries.residual_maps(self.normals, self.views), text_cosines(query.cls, self.text)
+        scores = self.model.head(maps, residual, cosines, prompt.spread, whole_residuals(query, prompt))
         return Answer(scores.final, maps)
 
 

@@ -11,7 +11,7 @@ import torch
 from inctrl_lite.backbone import Backbone
 from inctrl_lite.baselines import Images
 from inctrl_lite.baselines.inctrl import InCTRLMethod, load_table, train_on_table
-from inctrl_lite.baselines.nearest import ClassNearest, PatchMax
+from inctrl_lite.baselines.nearest import ClassNearest, PatchMax, PatchMaxOneView
 from inctrl_lite.benchmark import PAPER_HEAD, embedded
 from inctrl_lite.benchmark_report import MINE
 from inctrl_lite.data.episodes import draw_prompts
@@ -21,6 +21,7 @@ from inctrl_lite.metrics import auroc
 from inctrl_lite.model import InCTRL
 
 KINDS = {MINE: "lite", PAPER_HEAD: "paper"}
+FREE = (PatchMax, PatchMaxOneView, ClassNearest)
 
 
 def crossed(
@@ -57,7 +58,7 @@ def _world(world, trained, backbone, store, shots, prompts) -> Iterator[dict]:
         pool = Images(drawn, backbone, store)
         for (k, p), prompt in draws.items():
             normals = pool.take([drawn.index(item) for item in prompt])
-            for head, method in [(-1, PatchMax()), (-1, ClassNearest()), *trained]:
+            for head, method in [*((-1, free()) for free in FREE), *trained]:
                 scores = method.fit(normals, category.name).score(queries).scores
                 yield (
                     {"dataset": world, "category": category.name, "shots": k, "prompts": p, "head": head}

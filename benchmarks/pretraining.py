@@ -37,7 +37,7 @@ ACCURACIES = {
     "held-out damaged pairs": "damaged is farther than normal",
     "held-out odd pairs": "another thing is farther than the same",
 }
-METHODS = (MINE, "patch max", "class embedding NN")
+METHODS = (MINE, "patch max, one view", "class embedding NN")
 EXPORTED = "{} run, mean with its start"
 
 

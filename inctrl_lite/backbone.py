@@ -34,12 +34,12 @@ class ImageFeatures:
         patches: patch tokens of the tapped blocks [B, L, N, C]: residual-stream outputs, without the
             class token, final norm or projection.
         places: patch tokens of the last block, averaged over windows of 3 x 3 that lie two apart
-            [B, P, C]: what is where (`window_means`).
+            [B, Q, C]: what is where (`window_means`).
     """
 
     cls: Float[Tensor, "B D"]
     patches: Float[Tensor, "B L N C"]
-    places: Float[Tensor, "B P C"]
+    places: Float[Tensor, "B Q C"]
 
     def __len__(self) -> int:
         return len(self.cls)
@@ -66,7 +66,7 @@ def places_shape(grid: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(1, (side - 1) // (PLACE - 1)) for side in grid)
 
 
-def window_means(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B P C"]:
+def window_means(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B Q C"]:
     """Means of patch tokens over windows of 3 x 3 patches, two apart: a little shift is forgiven."""
     image = tokens.transpose(1, 2).unflatten(2, grid)
     window = tuple(min(PLACE, side) for side in grid)

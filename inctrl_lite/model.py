@@ -41,14 +41,14 @@ class NormalPrompt(NamedTuple):
     Attributes:
         cls: class embeddings [..., K, D].
         patches: patch tokens [..., M, L, N, C] of the K images and, after them, of more views of each.
-        places: places [..., M, P, C] of the same.
+        places: places [..., M, Q, C] of the same.
         spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
             images of this category differ from each other.
     """
 
     cls: Float[Tensor, "... K D"]
     patches: Float[Tensor, "... M L N C"]
-    places: Float[Tensor, "... M P C"]
+    places: Float[Tensor, "... M Q C"]
     spread: Float[Tensor, "... 2"]
 
     @classmethod

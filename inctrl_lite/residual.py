@@ -129,7 +129,7 @@ def class_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"])
 
 
 def place_residual(
-    query: Float[Tensor, "B P C"], prompt: Float[Tensor, "*b M P C"], shots: int | None = None
+    query: Float[Tensor, "B Q C"], prompt: Float[Tensor, "*b M Q C"], shots: int | None = None
 ) -> Float[Tensor, "B 2"]:
     """How unlike the prompts an image is where it is strangest, and what is usual here, in [0, 1].
 
@@ -151,7 +151,7 @@ def place_residual(
     return _far_and_usual((1 - nearest) / 2, (1 - among) / 2, PLACE_USUAL)
 
 
-def _least_alike(a: Float[Tensor, "*a P C"], b: Float[Tensor, "*b P C"]) -> Float[Tensor, "*c"]:
+def _least_alike(a: Float[Tensor, "*a Q C"], b: Float[Tensor, "*b Q C"]) -> Float[Tensor, "*c"]:
     """Mean cosine of the `STRANGEST` places of pairs of images, of unit tokens."""
     cosines = (a * b).sum(-1)
     return cosines.topk(min(STRANGEST, cosines.shape[-1]), largest=False).values.mean(-1)

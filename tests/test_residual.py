@@ -108,11 +108,9 @@ def test_an_image_must_be_like_one_prompt_not_like_a_patchwork_of_all():
 
 
 def test_a_prompt_is_no_judge_of_its_own_views():
-    """Two prompts, each followed by two views that look like itself: what is usual stays what it was."""
-    query, images = directions(0, 0, 0)[None], torch.stack([directions(0, 0, 0), directions(60, 60, 60)])
-    views = torch.stack(
-        [directions(0, 0, 0), directions(0, 0, 0), directions(60, 60, 60), directions(40, 40, 40)]
-    )
+    query, one, other = (directions(*3 * [angle]) for angle in (0, 0, 60))
+    query, images = query[None], torch.stack([one, other])
+    views = torch.stack([one, one, other, directions(40, 40, 40)])  # two of each
     plain, seen = place_residual(query, images), place_residual(query, torch.cat([images, views]), shots=2)
     assert plain[0, 0] == seen[0, 0] == 0
     told = ((1 - math.cos(math.radians(40))) / 2 + 0.25) / 2  # the first sees the other at 40 degrees

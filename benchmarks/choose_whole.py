@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.random import default_rng
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from inctrl_lite import Backbone, residual
-from inctrl_lite.backbone import VIEWS
+from inctrl_lite.backbone import VIEWS, ImageFeatures
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
@@ -34,7 +35,7 @@ from inctrl_lite.environment import environment
 from inctrl_lite.features import encode_items, encode_views
 from inctrl_lite.files import write_text
 from inctrl_lite.metrics import auroc
-from inctrl_lite.model import NormalPrompt, whole_residuals
+from inctrl_lite.model import NormalPrompt
 from inctrl_lite.tiny.corpus import (
     INVENTED_CHARACTERS,
     SILHOUETTES,
@@ -168,6 +169,32 @@ def development() -> dict[str, list[Category]]:
     }
 
 
+def whole_image(query: ImageFeatures, prompt: NormalPrompt, patches: Tensor) -> dict[str, Tensor]:
+    """Scores of the whole alone, and of patches or whole for every setting."""
+    shots, by_class, by_place = len(prompt.cls), {}, {}
+    for residual.USUAL_VOTES, residual.USUAL in product(VOTES, USUAL):
+        found = residual.class_residual(query.cls, prompt.cls)
+        by_class[residual.USUAL_VOTES, residual.USUAL] = (found + 1e-3).log()
+    for residual.USUAL_VOTES, residual.PLACE_USUAL in product(VOTES, PLACE_USUAL):
+        found = residual.place_residual(query.places, prompt.places, shots)
+        by_place[residual.USUAL_VOTES, residual.PLACE_USUAL] = (found + 1e-3).log()
+    ranked = {
+        "class embedding, nearest prompt": by_class[VOTES[0], USUAL[0]][:, 0],
+        "strangest places": by_place[VOTES[0], PLACE_USUAL[0]][:, 0],
+    }
+    for usual, place_usual, votes in product(USUAL, PLACE_USUAL, VOTES):
+        ratios = [
+            (far_usual[:, 0] - far_usual[:, 1])
+            for far_usual in (by_class[votes, usual], by_place[votes, place_usual])
+        ]
+        sizes = {"class embedding": ratios[0], "both": sum(ratios) / 2}
+        for (of, size), times in product(sizes.items(), TIMES):
+            strange = (SLOPE * (size - math.log(times))).sigmoid()
+            name = f"{of}, usual {usual} and {place_usual}, {votes} votes, above {times:g}"
+            ranked[name] = 1 - (1 - patches) * (1 - strange)
+    return ranked
+
+
 @torch.no_grad()
 def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, list[float]]) -> None:
     """Append the AUROC of every setting, and of patches and whole alone, for every prompt."""
@@ -186,15 +213,7 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
                 patches = ((largest - mean) / (deviation + 1e-3) / 4 - 1).sigmoid()  # as in LiteHead
                 plain = residual.patch_residual_map(query.patches, features[rows].patches).amax(1)
                 ranked = {"patch max": largest, "patch max, one view": plain}
-                for setting in product(USUAL, PLACE_USUAL, VOTES):
-                    residual.USUAL, residual.PLACE_USUAL, residual.USUAL_VOTES = setting
-                    far, usual = (whole_residuals(query, prompt) + 1e-3).log().unbind(-1)
-                    ranked["class embedding, nearest prompt"], ranked["strangest places"] = far.unbind(-1)
-                    sizes = {"class embedding": (far - usual)[:, 0], "both": (far - usual).mean(-1)}
-                    for (of, size), times in product(sizes.items(), TIMES):
-                        strange = (SLOPE * (size - math.log(times))).sigmoid()
-                        name = "usual {} and {}, {} votes".format(*setting)
-                        ranked[f"{of}, {name}, above {times:g}"] = 1 - (1 - patches) * (1 - strange)
+                ranked |= whole_image(query, prompt, patches)
                 for name, scores in ranked.items():
                     found[name].append(auroc(labels, scores.numpy()))
 

@@ -145,15 +145,15 @@ def place_residual(
     (0.5, 0.16)
     """
     query, prompt = F.normalize(query, dim=-1), F.normalize(prompt, dim=-1)
-    images = prompt[..., :shots, :, :]
-    among = _others(_least_alike(images.unsqueeze(-3), prompt.unsqueeze(-4))).amax(-1)
-    nearest = _least_alike(query.unsqueeze(-3), prompt).amax(-1)
+    among = torch.einsum("...kqc,...mqc->...kmq", prompt[..., :shots, :, :], prompt)
+    among = _others(_least_alike(among)).amax(-1)
+    pairs = torch.einsum("bqc,mqc->bmq" if prompt.ndim == 3 else "bqc,bmqc->bmq", query, prompt)
+    nearest = _least_alike(pairs).amax(-1)
     return _far_and_usual((1 - nearest) / 2, (1 - among) / 2, PLACE_USUAL)
 
 
-def _least_alike(a: Float[Tensor, "*a Q C"], b: Float[Tensor, "*b Q C"]) -> Float[Tensor, "*c"]:
-    """Mean cosine of the `STRANGEST` places of pairs of images, of unit tokens."""
-    cosines = (a * b).sum(-1)
+def _least_alike(cosines: Float[Tensor, "*c Q"]) -> Float[Tensor, "*c"]:
+    """Mean cosine of the `STRANGEST` places of pairs of images."""
     return cosines.topk(min(STRANGEST, cosines.shape[-1]), largest=False).values.mean(-1)
 
 

@@ -213,6 +213,9 @@ class AnomalyDetector:
     def fit(self, normals: Any, category: str = "object", batch_size: int = 32) -> AnomalyDetector:
         """Learn what normal looks like: encodes K normal images and the category's name. No training.
 
+        With the lite head, each normal image is also looked at moved by half a patch, turned and scaled a
+        little (`backbone.VIEWS`), so that such a difference is no anomaly.
+
         The first threshold comes from the prompts themselves: each is scored against the other K - 1 and
         the largest score is taken. That is a weak guess for K < 4, and none is set for K = 1; `calibrate`
         with labelled images gives a better one.

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-# Cosines held in memory at once (64 MiB of float32). K x N grows with the shots and with the square of
-# the image size; beyond this the matrix is made and reduced piece by piece.
-MAX_COSINES = 2**24
+# Cosines held in memory at once (8 MiB of float32, which a CPU's cache holds). K x N grows with the shots and
+# with the square of the image size; beyond this the matrix is made and reduced piece by piece.
+MAX_COSINES = 2**21
 # How large the two residuals of whole images (`class_residual`, `place_residual`) are if both pictures show
 # the same kind of thing, and how many prompts' word that weighs: chosen on left-out families of the auxiliary
 # set and on things, scans and photographs that the corpus does not hold (benchmarks/choose_whole.py).
@@ -49,15 +49,16 @@ def layer_residual_maps(
         # select the block, then flatten shots and patches: a reshape of the whole would mix blocks and
         # shots (the public code's batch defect)
         bank = prompt[..., block, :, :].flatten(-3, -2)  # [K*M, C] or [B, K*M, C]
-        scale = 1 / bank.norm(dim=-1).clamp_min(1e-12)  # dividing cosines is cheaper than dividing tokens
+        scale = 1 / bank.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        if shared:  # if not, dividing cosines is cheaper than dividing tokens
+            bank = bank * scale
         for start in range(0, len(query), images):
             rows = slice(start, start + images)
             side, by = (bank, scale) if shared else (bank[rows], scale[rows])
-            parts = zip(side.split(columns, dim=-2), by.split(columns, dim=-1), strict=True)
-            nearest = [
-                ((query[rows, block] @ part.transpose(-1, -2)) * one.unsqueeze(-2)).amax(-1)
-                for part, one in parts
-            ]
+            nearest = []
+            for part, one in zip(side.split(columns, dim=-2), by.split(columns, dim=-2), strict=True):
+                cosines = query[rows, block] @ part.mT
+                nearest.append((cosines if shared else cosines.mul_(one.mT)).amax(-1))
             maps[rows, block] = torch.stack(nearest).amax(0)
     return ((1 - maps) / 2).clamp(0, 1)
 

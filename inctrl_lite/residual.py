@@ -54,12 +54,13 @@ def layer_residual_maps(
             bank = bank * scale
         for start in range(0, len(query), images):
             rows = slice(start, start + images)
-            side, by = (bank, scale) if shared else (bank[rows], scale[rows])
-            nearest = []
-            for part, one in zip(side.split(columns, dim=-2), by.split(columns, dim=-2), strict=True):
-                cosines = query[rows, block] @ part.mT
-                nearest.append((cosines if shared else cosines.mul_(one.mT)).amax(-1))
-            maps[rows, block] = torch.stack(nearest).amax(0)
+            if shared:
+                tokens = query[rows, block].flatten(0, 1)
+                nearest = [(tokens @ part.T).amax(-1) for part in bank.split(columns)]
+            else:
+                parts = zip(bank[rows].split(columns, 1), scale[rows].split(columns, 1), strict=True)
+                nearest = [((query[rows, block] @ part.mT) * one.mT).amax(-1) for part, one in parts]
+            maps[rows, block] = torch.stack(nearest).amax(0).view(-1, n)
     return ((1 - maps) / 2).clamp(0, 1)
 
 

@@ -130,7 +130,7 @@ def quality(results: Path) -> list[str]:
     text = (results / "tiny_quality.md").read_text(encoding="utf-8").strip()
     parts = ["## The embedded model in short", narrow(text)]
     if (results / "pretraining.png").exists():
-        text = "Quality of the embedded tower against compute, over its pretraining runs."
+        text = "Quality of the embedded tower against compute, over its pretraining runs. Large marks: the weights that are shipped, a mean of two runs."
         parts.append(figure(results / "pretraining.png", text))
     return parts
 

@@ -130,7 +130,8 @@ def quality(results: Path) -> list[str]:
     text = (results / "tiny_quality.md").read_text(encoding="utf-8").strip()
     parts = ["## The embedded model in short", narrow(text)]
     if (results / "pretraining.png").exists():
-        text = "Quality of the embedded tower against compute, over its pretraining runs. Large marks: the weights that are shipped, a mean of two runs."
+        text = "Quality of the embedded tower against compute, over its pretraining runs. Large marks: the "
+        text += "weights that are shipped, a mean of the last two."
         parts.append(figure(results / "pretraining.png", text))
     return parts
 

@@ -171,13 +171,14 @@ def test_names_of_nested_folders_use_forward_slashes(folder):
     assert "sub/a.PNG" in [name for name, _ in named_sources(folder)]
 
 
-def test_the_embedded_detector_tells_a_defect_from_normal():
+@pytest.mark.parametrize(("world", "at_least"), [("solar", 0.6), ("fabric", 0.9)])
+def test_the_embedded_detector_tells_a_defect_from_normal(world, at_least):
     from inctrl_lite.data.worlds import load_world
 
-    category = load_world("fabric", train=4, normal=10, anomalous=10)[0]
+    category = load_world(world, train=4, normal=10, anomalous=10)[0]
     detector = AnomalyDetector.from_pretrained("tiny", device="cpu")
     detector.fit([item.image for item in category.train], category.name)
     scores = detector.predict([item.image for item in category.test]).scores
     labels = np.array([item.label for item in category.test])
     pairs = scores[labels == 1][:, None] > scores[labels == 0][None]
-    assert pairs.mean() > 0.9  # AUROC in the easiest world; the benchmark tells how good it is elsewhere
+    assert pairs.mean() > at_least  # AUROC; the benchmark tells how good it is

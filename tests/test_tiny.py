@@ -314,6 +314,7 @@ def test_a_cut_quick_run_learns_what_carries_over(tmp_path):
 def test_quick_on_the_command_line_is_one_run_of_that_recipe(monkeypatch, tmp_path):
     runs = []
     monkeypatch.setattr(pretrain, "pretrain", lambda out, recipe, *rest: runs.append((out, recipe)) or out)
+    monkeypatch.setattr(pretrain, "photograph_file", lambda name: None)  # the package need not be there
     threads = str(torch.get_num_threads())
     monkeypatch.setattr(sys, "argv", ["pretrain", "--quick", "--out", str(tmp_path), "--threads", threads])
     pretrain.main()
@@ -326,6 +327,18 @@ def test_quick_on_the_command_line_is_one_run_of_that_recipe(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "argv", ["pretrain", "--runs", "third", "--threads", threads])
     pretrain.main()
     assert runs[-1] == (Path("runs/tiny/third"), pretrain.RECIPES["third"]) and len(runs) == 5
+
+
+def test_photographs_that_are_missing_are_missed_before_the_first_run(monkeypatch, tmp_path):
+    runs = []
+    monkeypatch.setattr(pretrain, "pretrain", lambda *args: runs.append(args))
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    corpus.photograph_file.cache_clear()
+    threads = str(torch.get_num_threads())
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--out", str(tmp_path), "--threads", threads])
+    with pytest.raises(InctrlError, match="pip install scikit-image"):
+        pretrain.main()
+    assert not runs
 
 
 # --- the shipped weights -----------------------------------------------------------------------------

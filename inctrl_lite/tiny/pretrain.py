@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text, write_whole
 from inctrl_lite.prompts import text_prompts
-from inctrl_lite.tiny.corpus import GRID, SIZE, draw_sample
+from inctrl_lite.tiny.corpus import GRID, MAKERS, SHARES, SIZE, draw_sample, photograph_file
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, which every open_clip transform knows
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -749,8 +749,11 @@ def main() -> None:
     if options.pop("quick"):
         recipes, log_every = {"quick": QUICK}, 20
     changes = {name: value for name, value in options.items() if value is not None}
+    recipes = {name: replace(recipe, **changes) for name, recipe in recipes.items()}
+    if any(SHARES[recipe.shares][list(MAKERS).index("photograph")] for recipe in recipes.values()):
+        photograph_file("moon.png")  # missed now, not after hours
     for name, recipe in recipes.items():
-        weights = pretrain(out / name, replace(recipe, **changes), device, weights, log_every)
+        weights = pretrain(out / name, recipe, device, weights, log_every)
         print(f"exported to {weights}")
 
 

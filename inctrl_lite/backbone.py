@@ -74,23 +74,36 @@ def window_means(tokens: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float
 
 
 # More views of a normal prompt: turned by degrees, moved by patches to the right and down, scaled. A move by
-# half a patch puts other pixels together in a patch. Chosen on the sets of benchmarks/choose_whole.py.
+# half a patch puts other pixels together in a patch. Chosen on the sets of benchmarks/choose_whole.py, as was
+# which come first: many prompts need fewer, and a query is compared with no more than MAX_PICTURES.
 VIEWS = (
-    (0, 0.5, 0, 1),
-    (0, 0, 0.5, 1),
     (0, 0.5, 0.5, 1),
-    (6, 0, 0, 1),
-    (-6, 0, 0, 1),
     (0, 0, 0, 1.06),
     (0, 0, 0, 0.94),
+    (0, 0.5, 0, 1),
+    (0, 0, 0.5, 1),
+    (6, 0, 0, 1),
+    (-6, 0, 0, 1),
 )
+MAX_PICTURES = 32
 
 
-def more_views(images: Float[Tensor, "B 3 H W"], grid: tuple[int, int]) -> Float[Tensor, "B V 3 H W"]:
-    """Each image turned, moved and scaled a little (`VIEWS`); what is moved in repeats the border."""
+def view_count(shots: int) -> int:
+    """How many of `VIEWS` each of K prompts is seen in.
+
+    >>> [view_count(shots) for shots in (1, 4, 8, 16, 32)]
+    [7, 7, 3, 1, 0]
+    """
+    return max(0, min(len(VIEWS), MAX_PICTURES // shots - 1))
+
+
+def more_views(
+    images: Float[Tensor, "B 3 H W"], grid: tuple[int, int], count: int = len(VIEWS)
+) -> Float[Tensor, "B V 3 H W"]:
+    """Each image turned, moved and scaled a little (the first of `VIEWS`); the border is repeated outside."""
     height, width = images.shape[-2:]
     found = []
-    for degrees, right, down, scale in VIEWS:
+    for degrees, right, down, scale in VIEWS[:count]:
         cos, sin = (f(math.radians(degrees)) / scale for f in (math.cos, math.sin))
         matrix = images.new_tensor(  # where a pixel of the view comes from, in halves of the image's sides
             [
@@ -242,9 +255,9 @@ class Backbone(nn.Module):
         )
 
     @torch.no_grad()
-    def encode_views(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
+    def encode_views(self, images: Float[Tensor, "B 3 H W"], count: int = len(VIEWS)) -> ImageFeatures:
         """Features of more views of each image (`more_views`): those of the first image come first."""
-        views = more_views(images, self.grid).flatten(0, 1)
+        views = more_views(images, self.grid, count).flatten(0, 1)
         return ImageFeatures.cat([self.encode_image(batch) for batch in views.split(len(images))])
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from inctrl_lite.backbone import TINY, VIEWS, Backbone, ImageFeatures
+from inctrl_lite.backbone import TINY, Backbone, ImageFeatures, view_count
 from inctrl_lite.checkpoint import check_fits
 from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.device import pick_device
@@ -214,7 +214,8 @@ class AnomalyDetector:
         """Learn what normal looks like: encodes K normal images and the category's name. No training.
 
         With the lite head, each normal image is also looked at moved by half a patch, turned and scaled a
-        little (`backbone.VIEWS`), so that such a difference is no anomaly.
+        little (`backbone.VIEWS`), so that such a difference is no anomaly; in fewer views where there are
+        many, so that a query takes no longer than with four.
 
         The first threshold comes from the prompts themselves: each is scored against the other K - 1 and
         the largest score is taken. That is a weak guess for K < 4, and none is set for K = 1; `calibrate`
@@ -231,12 +232,14 @@ class AnomalyDetector:
         """
         sources = list(named_sources(normals))
         features, views, fingerprints = [], [], []
+        # as many as the others have when one is compared with them
+        count = view_count(max(1, len(sources) - 1)) if self.model.head.uses_views else 0
         for batch in batched(sources, batch_size):
             pictures = [load_image(source) for _, source in batch]
             fingerprints += [fingerprint(picture) for picture in pictures]
             features.append(self._encode(pictures))
-            if self.model.head.uses_views:
-                views.append(self.backbone.encode_views(self._prepare(pictures)))
+            if count:
+                views.append(self.backbone.encode_views(self._prepare(pictures), count))
         encoded, seen = ImageFeatures.cat(features), ImageFeatures.cat(views) if views else None
         if len(set(fingerprints)) < len(fingerprints):
             warnings.warn(
@@ -261,10 +264,10 @@ class AnomalyDetector:
         self, encoded: ImageFeatures, views: ImageFeatures | None, text: Tensor
     ) -> list[float]:
         """Final score of each prompt against the others."""
-        scores = []
+        scores, count = [], 0 if views is None else len(views) // len(encoded)
         for k in range(len(encoded)):
             others = torch.arange(len(encoded)) != k
-            of_others = others.repeat_interleave(len(VIEWS))
+            of_others = others.repeat_interleave(count)
             prompt = NormalPrompt.of(encoded[others], None if views is None else views[of_others])
             scores.append(self.model(encoded[k : k + 1], prompt, text).final.item())
         return scores

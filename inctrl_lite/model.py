@@ -21,7 +21,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from inctrl_lite.backbone import ImageFeatures
+from inctrl_lite.backbone import ImageFeatures, view_count
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_whole
 from inctrl_lite.residual import (
@@ -55,12 +55,17 @@ class NormalPrompt(NamedTuple):
     def of(cls, features: ImageFeatures, views: ImageFeatures | None = None) -> NormalPrompt:
         """The prompt made of K encoded normal images, and perhaps of more views of each.
 
-        A head says whether it wants views (`uses_views`); those of the first image come first.
+        A head says whether it wants views (`uses_views`); those of the first image come first. Of each image
+        as many are kept as `view_count` allows.
         """
-        if views is None:
+        shots = len(features)
+        count = 0 if views is None else min(view_count(shots), len(views) // shots)
+        if not count:
             return cls(features.cls, features.patches, features.places, prompt_spread(features.patches))
+        kept = torch.arange(len(views)).view(shots, -1)[:, :count].flatten()
+        views = views[kept]
         seen = ImageFeatures.cat([features, views])
-        spread = prompt_spread(features.patches, views.patches.unflatten(0, (len(features), -1)))
+        spread = prompt_spread(features.patches, views.patches.unflatten(0, (shots, count)))
         return cls(features.cls, seen.patches, seen.places, spread)
 
     @classmethod

@@ -79,17 +79,18 @@ def test_more_views_are_moved_by_half_a_patch_turned_and_scaled():
     views = more_views(image, (height // 8, width // 8))
     assert views.shape == (2, len(VIEWS), 3, height, width)
     close = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(views[:, 0, :, :, 4:], image[..., :-4], **close)  # to the right
-    torch.testing.assert_close(views[:, 0, :, :, 0], image[..., 0], **close)  # the border repeated
-    torch.testing.assert_close(views[:, 1, :, 4:], image[..., :-4, :], **close)  # down
-    torch.testing.assert_close(views[:, 2, :, 4:, 4:], image[..., :-4, :-4], **close)
+    torch.testing.assert_close(views[:, 0, :, 4:, 4:], image[..., :-4, :-4], **close)
+    torch.testing.assert_close(views[:, 3, :, :, 4:], image[..., :-4], **close)  # to the right
+    torch.testing.assert_close(views[:, 3, :, :, 0], image[..., 0], **close)  # the border repeated
+    torch.testing.assert_close(views[:, 4, :, 4:], image[..., :-4, :], **close)  # down
+    assert torch.equal(more_views(image, (height // 8, width // 8), 2), views[:, :2])
 
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     disc = ((x - 33.5) ** 2 + (y - 15.5) ** 2 < 9).float().expand(1, 3, -1, -1)  # 10 right of the middle
     middles = [
         ((view * t).sum() / view.sum()).item() for view in more_views(disc, (4, 6))[0, :, 0] for t in (x, y)
     ]
-    turned, back, larger, smaller = (middles[2 * i : 2 * i + 2] for i in (3, 4, 5, 6))
+    larger, smaller, turned, back = (middles[2 * i : 2 * i + 2] for i in (1, 2, 5, 6))
     assert turned == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 - 10 * math.sin(0.1047)], abs=0.1)
     assert back == pytest.approx([23.5 + 10 * math.cos(0.1047), 15.5 + 10 * math.sin(0.1047)], abs=0.1)
     assert larger == pytest.approx([23.5 + 10.6, 15.5], abs=0.1)

@@ -216,9 +216,12 @@ def test_winclip_equals_the_public_one():
         np.testing.assert_allclose((maps.amax(1) + words) / 2, golden[f"f32/K{k}/final"], atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["paper", "lite"])
-def test_inctrl_among_the_methods_is_the_model_itself(head, real):
+@pytest.mark.parametrize(("head", "shots"), [("paper", 4), ("lite", 4), ("lite", 8)])
+def test_inctrl_among_the_methods_is_the_model_itself(head, shots, real):
     normals, queries, category = real
+    if shots > len(normals):
+        normals = Images(category.train[:shots], normals.backbone)
+        assert len(normals) == shots
     backbone = normals.backbone
     torch.manual_seed(0)
     model = InCTRL(backbone.embed_dim, backbone.num_patches, head).eval()

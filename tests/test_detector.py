@@ -104,6 +104,15 @@ def test_the_lite_head_sees_prompts_in_more_views_and_the_papers_does_not(small_
         assert found.categories["bottle"].shots == 2
 
 
+def test_many_prompts_are_seen_in_fewer_views_and_each_is_judged_by_the_others(detector, small_backbone):
+    pictures = [picture(i) for i in range(9)]
+    assert len(detector.fit(pictures, "bottle").categories["bottle"].prompt.patches) == 9 * 3
+    rest = AnomalyDetector(detector.model, small_backbone, "cpu").fit(pictures[1:], "bottle")
+    assert len(rest.categories["bottle"].prompt.patches) == 8 * 4
+    assert detector.categories["bottle"].threshold >= rest.predict(pictures[0])[0].score - 1e-6
+    assert len(detector.fit([picture(i) for i in range(33)], "cup").categories["cup"].prompt.patches) == 33
+
+
 def test_one_normal_image_gives_scores_but_no_verdict(detector):
     detector.fit(picture(0), "cup")
     prediction = detector.predict(picture(9), "cup")[0]

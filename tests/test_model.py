@@ -7,7 +7,7 @@ import torch
 from reference import paper_scores
 
 from inctrl_lite import InCTRL, InctrlError, residual
-from inctrl_lite.backbone import ImageFeatures
+from inctrl_lite.backbone import MAX_PICTURES, ImageFeatures
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import HEADS, NormalPrompt, Scores
 
@@ -102,6 +102,15 @@ def test_what_looks_like_a_view_of_a_prompt_has_no_residual():
         residual.patch_residual_map(query.patches, seen.patches), torch.zeros(B, N, dtype=torch.float64)
     )
     assert torch.equal(seen.cls, plain.cls) and seen.spread[0] < plain.spread[0]
+
+
+@pytest.mark.parametrize(("shots", "kept"), [(1, 7), (8, 3), (11, 1), (32, 0), (40, 0)])
+def test_many_prompts_are_seen_in_fewer_views_and_in_the_first(shots, kept):
+    prompt, views = features(shots, 3), features(7 * shots, 5)
+    seen = NormalPrompt.of(prompt, views)
+    first = views.patches.unflatten(0, (shots, 7))[:, :kept].flatten(0, 1)
+    assert torch.equal(seen.patches, torch.cat([prompt.patches, first]))
+    assert len(seen.patches) == len(seen.places) <= max(shots, MAX_PICTURES)
 
 
 def test_only_adapter_and_head_learn(model, text):

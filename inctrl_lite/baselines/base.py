@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inctrl_lite.backbone import VIEWS, Backbone, ImageFeatures
+from inctrl_lite.backbone import VIEWS, Backbone, ImageFeatures, view_count
 from inctrl_lite.baselines.windows import WindowStore, window_embeddings, window_residuals
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.images import load_image
@@ -75,14 +75,16 @@ class Images:
 
     def layer_residuals(self, normals: Images, views: bool = False) -> Float[Tensor, "B L N"]:
         """Residual maps of each block against the nearest patch of the normal images, or of their views."""
+        count = view_count(len(normals)) if views else 0
 
         def compare(pool: Images) -> list[Tensor]:
             seen = pool.features.patches.unsqueeze(1)
-            if views:
-                seen = torch.cat([seen, pool.views.patches.unflatten(0, (len(pool), -1))], dim=1)
+            if count:
+                more = pool.views.patches.unflatten(0, (len(pool), -1))
+                seen = torch.cat([seen, more[:, :count]], dim=1)
             return [layer_residual_maps(self.features.patches, one) for one in seen]
 
-        return self._nearest(normals, "patches in views" if views else "patches", compare)
+        return self._nearest(normals, f"patches and {count} views", compare)
 
     def residual_maps(self, normals: Images, views: bool = False) -> Float[Tensor, "B N"]:
         """InCTRL's patch residual maps against normal images, or against more views of them too."""

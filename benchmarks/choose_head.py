@@ -33,7 +33,7 @@ from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import auroc
 from inctrl_lite.model import HEADS, Scores, whole_residuals
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines
+from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines, usual_residuals
 
 TRAIN, NORMAL, ANOMALOUS = 12, 16, 20  # images a category: prompts' pool, test normals, test anomalies
 FOLDS, TRAIN_SHOTS, TEST_SHOTS, SEEDS, BATCH = 3, 4, (2, 4, 8), 3, 48
@@ -69,12 +69,12 @@ def tabulate(backbone: Backbone, category: Category) -> Table:
 
 
 def compare(table: Table, queries: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch residual maps [q, N] of queries against a prompt, and the prompt's spread [2]."""
+    """Patch residual maps [q, N] of queries against a prompt, and what is usual for the prompt [N, 2]."""
     maps = table.residuals[queries][:, prompt].float().amin(1).mean(1)
     among = table.residuals[prompt][:, prompt].float()
     itself = torch.eye(len(prompt), dtype=torch.bool)[:, :, None, None]
     left_out = among.masked_fill(itself, 2.0).amin(1).mean(1)
-    return maps, torch.stack([left_out.mean(), left_out.std(correction=0)])
+    return maps, usual_residuals(left_out, table.features.grid)
 
 
 def score(
@@ -137,7 +137,7 @@ def evaluate(tables: list[Table], shots: int, model: InCTRL | None = None) -> di
         maps, spread = compare(table, queries, prompt)
         query, others = table.features[queries], table.features[prompt]
         if model is not None:
-            spreads, whole = spread.expand(len(queries), -1), whole_residuals(query, others)
+            spreads, whole = spread.expand(len(queries), -1, -1), whole_residuals(query, others)
             ranked = {"final": score(model, maps, spreads, query.cls, others.cls, whole, table.text).final}
         else:
             cosines = F.normalize(query.cls, dim=-1) @ F.normalize(others.cls, dim=-1).T

@@ -1,12 +1,12 @@
-"""What is usual of a whole image? python benchmarks/choose_whole.py [TOWER]
+"""What is usual of a patch and of a whole image? python benchmarks/choose_whole.py [TOWER]
 
-Tries values of `residual.USUAL`, `PLACE_USUAL` and `USUAL_VOTES`, and the size at which `LiteHead` calls a
-whole image strange, on pictures that no evaluation world holds: defects of the auxiliary world, of grey
-specimens, of cloudy panels and of photographs, and things that the tiny CLIP's corpus leaves out: invented
-characters and silhouettes, one against five others, and mixtures of them. Prompts are seen in more views.
-Nothing is trained: what is measured is the surprise of patches or whole alone. Prints mean AUROC (in %) by
-set and writes benchmarks/results/choose_whole.json. TOWER is an exported folder; without it, the embedded
-one.
+Tries values of `residual.OWN`, `USUAL`, `PLACE_USUAL` and `USUAL_VOTES`, and the size at which
+`LiteHead` calls a whole image strange, on pictures that no evaluation world holds: defects of the
+auxiliary world, of grey specimens, of cloudy panels and of photographs, and things that the tiny CLIP's
+corpus leaves out: invented characters and silhouettes, one against five others, and mixtures of them.
+Prompts are seen in more views. Nothing is trained: what is measured is the surprise of patches or whole
+alone. Prints mean AUROC (in %) by set and writes benchmarks/results/choose_whole.json. TOWER is an
+exported folder; without it, the embedded one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inctrl_lite import Backbone, residual
-from inctrl_lite.backbone import VIEWS, ImageFeatures
+from inctrl_lite.backbone import VIEWS, ImageFeatures, view_count
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
@@ -53,6 +53,8 @@ POOL, NORMAL, ANOMALOUS = 8, 10, 12  # images a category: prompts' pool, test no
 SHOTS = (2, 4, 8)
 USUAL, PLACE_USUAL, VOTES = (0.03, 0.04, 0.06), (0.12, 0.16, 0.2), (2, 4, 8)
 SLOPE, TIMES = 4.0, (1.25, 1.5, 2.0)
+OWN = (0.0, residual.OWN, 0.75)
+CHOSEN = residual.USUAL, residual.PLACE_USUAL, residual.USUAL_VOTES, 1.5  # with which OWN is tried
 # photographs that the corpus does not hold: three of scikit-image, two of scikit-learn
 PHOTOGRAPHS = (
     "chelsea.png",
@@ -169,7 +171,9 @@ def development() -> dict[str, list[Category]]:
     }
 
 
-def whole_image(query: ImageFeatures, prompt: NormalPrompt, patches: Tensor) -> dict[str, Tensor]:
+def whole_image(
+    query: ImageFeatures, prompt: NormalPrompt, patches: dict[float, Tensor]
+) -> dict[str, Tensor]:
     """Scores of the whole alone, and of patches or whole for every setting."""
     shots, by_class, by_place = len(prompt.cls), {}, {}
     for residual.USUAL_VOTES, residual.USUAL in product(VOTES, USUAL):
@@ -191,7 +195,10 @@ def whole_image(query: ImageFeatures, prompt: NormalPrompt, patches: Tensor) -> 
         for (of, size), times in product(sizes.items(), TIMES):
             strange = (SLOPE * (size - math.log(times))).sigmoid()
             name = f"{of}, usual {usual} and {place_usual}, {votes} votes, above {times:g}"
-            ranked[name] = 1 - (1 - patches) * (1 - strange)
+            ranked[name] = 1 - (1 - patches[residual.OWN]) * (1 - strange)
+            if of == "both" and (usual, place_usual, votes, times) == CHOSEN:
+                for own in OWN:
+                    ranked[f"both, own {own}"] = 1 - (1 - patches[own]) * (1 - strange)
     return ranked
 
 
@@ -205,15 +212,19 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
         for shots in SHOTS:
             for start in range(0, POOL, shots):
                 rows = slice(start, start + shots)
-                prompt = NormalPrompt.of(
-                    features[rows], views[start * len(VIEWS) : (start + shots) * len(VIEWS)]
-                )
-                largest = residual.patch_residual_map(query.patches, prompt.patches).amax(1)
-                mean, deviation = prompt.spread
-                patches = ((largest - mean) / (deviation + 1e-3) / 4 - 1).sigmoid()  # as in LiteHead
+                own_views = views[start * len(VIEWS) : (start + shots) * len(VIEWS)]
+                prompt = NormalPrompt.of(features[rows], own_views)
+                maps = residual.patch_residual_map(query.patches, prompt.patches)
                 plain = residual.patch_residual_map(query.patches, features[rows].patches).amax(1)
-                ranked = {"patch max": largest, "patch max, one view": plain}
-                ranked |= whole_image(query, prompt, patches)
+                ranked, surprise = {"patch max": maps.amax(1), "patch max, one view": plain}, {}
+                in_views = own_views.patches.unflatten(0, (shots, -1))[:, : view_count(shots)]
+                others = residual.leave_one_out_maps(features[rows].patches, in_views)
+                for own in OWN:  # as in LiteHead
+                    mean, deviation = residual.usual_residuals(others, features.grid, own).unbind(-1)
+                    largest = ((maps - mean) / (deviation + 1e-3)).amax(1)
+                    ranked[f"patch max, own {own}"] = largest
+                    surprise[own] = (largest / 4 - 1).sigmoid()
+                ranked |= whole_image(query, prompt, surprise)
                 for name, scores in ranked.items():
                     found[name].append(auroc(labels, scores.numpy()))
 

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -35,27 +35,38 @@ class ImageFeatures:
             class token, final norm or projection.
         places: patch tokens of the last block, averaged over windows of 3 x 3 that lie two apart
             [B, Q, C]: what is where (`window_means`).
+        grid: rows and columns of patches; if left out, as many rows as columns.
     """
 
     cls: Float[Tensor, "B D"]
     patches: Float[Tensor, "B L N C"]
     places: Float[Tensor, "B Q C"]
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        patches = self.patches.shape[-2]
+        grid = self.grid or (math.isqrt(patches),) * 2
+        if math.prod(grid) != patches:
+            raise InctrlError(f"{patches} patches are not {grid[0]} x {grid[1]}: say the grid of patches")
+        object.__setattr__(self, "grid", grid)
 
     def __len__(self) -> int:
         return len(self.cls)
 
     def __getitem__(self, index) -> ImageFeatures:
         """Part of the batch: `features[2:5]`, `features[mask]`."""
-        return ImageFeatures(self.cls[index], self.patches[index], self.places[index])
+        return replace(self, cls=self.cls[index], patches=self.patches[index], places=self.places[index])
 
     def to(self, *args, **kwargs) -> ImageFeatures:
         """The same on another device or in another type."""
-        return ImageFeatures(*(part.to(*args, **kwargs) for part in (self.cls, self.patches, self.places)))
+        parts = (part.to(*args, **kwargs) for part in (self.cls, self.patches, self.places))
+        return ImageFeatures(*parts, self.grid)
 
     @classmethod
     def cat(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
         """Batches joined into one."""
-        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("cls", "patches", "places")))
+        joined = (torch.cat([getattr(p, name) for p in parts]) for name in ("cls", "patches", "places"))
+        return cls(*joined, parts[0].grid)
 
 
 PLACE = 3  # patches a side of a place; the next one is PLACE - 1 further
@@ -252,6 +263,7 @@ class Backbone(nn.Module):
             out["image_features"],
             torch.stack([tokens[tap] for tap in sorted(self.taps)], dim=1),
             window_means(tokens[self.depth], self.grid),
+            self.grid,
         )
 
     @torch.no_grad()

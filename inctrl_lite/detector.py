@@ -348,7 +348,7 @@ class AnomalyDetector:
         """
         category = self._category(category)
         fitted = self.categories[category]
-        limits = colour_range(tuple(fitted.prompt.spread.tolist()))
+        limits = colour_range(tuple(fitted.prompt.spread.mean(0).tolist()))
         for batch in batched(named_sources(images), batch_size):
             names, sources, pictures = [], [], []
             for name, source in batch:

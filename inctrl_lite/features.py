@@ -143,7 +143,8 @@ class FeatureStore:
 
     def _unpack(self, numbers: Tensor) -> ImageFeatures:
         parts = numbers.split([math.prod(shape) for shape in self._shapes], dim=1)
-        return ImageFeatures(*(part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)))
+        parts = (part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True))
+        return ImageFeatures(*parts, self.backbone.grid)
 
     def _read(self, items: Sequence[Item]) -> Tensor:
         """Rows of numbers, as `_compute` made them."""

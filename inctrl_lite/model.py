@@ -32,6 +32,7 @@ from inctrl_lite.residual import (
     place_residual,
     text_cosines,
     text_score,
+    usual_residuals,
 )
 
 
@@ -42,14 +43,14 @@ class NormalPrompt(NamedTuple):
         cls: class embeddings [..., K, D].
         patches: patch tokens [..., M, L, N, C] of the K images and, after them, of more views of each.
         places: places [..., M, Q, C] of the same.
-        spread: mean and deviation [..., 2] of the prompts' leave-one-out residual maps: how much normal
-            images of this category differ from each other.
+        spread: mean and deviation [..., N, 2] of the residual that is usual at each patch
+            (`usual_residuals`): how much normal images of this category differ from each other, and where.
     """
 
     cls: Float[Tensor, "... K D"]
     patches: Float[Tensor, "... M L N C"]
     places: Float[Tensor, "... M Q C"]
-    spread: Float[Tensor, "... 2"]
+    spread: Float[Tensor, "... N 2"]
 
     @classmethod
     def of(cls, features: ImageFeatures, views: ImageFeatures | None = None) -> NormalPrompt:
@@ -61,11 +62,13 @@ class NormalPrompt(NamedTuple):
         shots = len(features)
         count = 0 if views is None else min(view_count(shots), len(views) // shots)
         if not count:
-            return cls(features.cls, features.patches, features.places, prompt_spread(features.patches))
+            spread = prompt_spread(features.patches, features.grid)
+            return cls(features.cls, features.patches, features.places, spread)
         kept = torch.arange(len(views)).view(shots, -1)[:, :count].flatten()
         views = views[kept]
         seen = ImageFeatures.cat([features, views])
-        spread = prompt_spread(features.patches, views.patches.unflatten(0, (shots, count)))
+        in_views = views.patches.unflatten(0, (shots, count))
+        spread = prompt_spread(features.patches, features.grid, in_views)
         return cls(features.cls, seen.patches, seen.places, spread)
 
     @classmethod
@@ -81,11 +84,12 @@ def whole_residuals(query: ImageFeatures, prompt: NormalPrompt) -> Float[Tensor,
 
 
 def prompt_spread(
-    patches: Float[Tensor, "K L N C"], views: Float[Tensor, "K V L N C"] | None = None
-) -> Float[Tensor, " 2"]:
-    """Mean and deviation of the leave-one-out residual maps of K prompts."""
-    maps = leave_one_out_maps(patches, views)
-    return torch.stack([maps.mean(), maps.std(correction=0)])
+    patches: Float[Tensor, "K L N C"],
+    grid: tuple[int, int],
+    views: Float[Tensor, "K V L N C"] | None = None,
+) -> Float[Tensor, "N 2"]:
+    """Mean and deviation of the residual that is usual at each patch, from K prompts against each other."""
+    return usual_residuals(leave_one_out_maps(patches, views), grid)
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,8 @@ class LiteHead(nn.Module):
     """Fuses the same terms for small backbones and few training images.
 
     What differs from `PaperHead`, and why: (1) patch residuals are measured in units of the prompts' own
-    spread, because what counts as large differs between categories; (2) they are sorted and read at
+    spread (`usual_residuals`), because what counts as large differs between categories, and between an edge
+    and plain ground; (2) they are sorted and read at
     `RANKS` ranks from the largest down, because where a defect lies on a training object says nothing
     about other objects; (3) no BatchNorm, whose statistics tie a score to the training mix; (4) the text
     scale is learned, since a small CLIP's cosines are not calibrated for 100; (5) the focal loss is taken
@@ -228,10 +233,10 @@ class LiteHead(nn.Module):
     def forward(self, patch_map, residual, cosines, spread, whole) -> Scores:
         image = self.image(residual)
         text = text_score(cosines, self.log_text_scale.exp())
-        ranked = patch_map.sort(dim=-1, descending=True).values
-        ranks = torch.logspace(0, 1, self.RANKS, base=patch_map.shape[-1]).round().long() - 1
         mean, deviation = spread.unbind(-1)
-        relative = (ranked[:, ranks] - mean[..., None]) / (deviation[..., None] + 1e-3)
+        ranked = ((patch_map - mean) / (deviation + 1e-3)).sort(dim=-1, descending=True).values
+        ranks = torch.logspace(0, 1, self.RANKS, base=patch_map.shape[-1]).round().long() - 1
+        relative = ranked[:, ranks]
         # tenths of deviations stand well beside two scores in [0, 1]
         far, usual = (whole + 1e-3).log().unbind(-1)
         strange = (self.whole[0] * ((far - usual).mean(-1) - self.whole[1])).sigmoid()
@@ -242,7 +247,7 @@ class LiteHead(nn.Module):
         if "image" in self.terms:
             surprise = 1 - (1 - surprise) * (1 - strange)  # either is enough
         final = (holistic + surprise) / 2 if {"patch", "image"} & set(self.terms) else holistic
-        return Scores(final, holistic, ranked[:, 0], image, text, patch_map, holistic_map)
+        return Scores(final, holistic, patch_map.amax(-1), image, text, patch_map, holistic_map)
 
 
 HEADS: dict[str, type[nn.Module]] = {"paper": PaperHead, "lite": LiteHead}

@@ -22,6 +22,8 @@ MAX_COSINES = 2**21
 # set and on things, scans and photographs that the corpus does not hold (benchmarks/choose_whole.py).
 USUAL, PLACE_USUAL, USUAL_VOTES = 0.04, 0.16, 4
 STRANGEST = 3  # places that are averaged
+# How much of what is usual at a patch its own surroundings say; chosen on the same sets.
+OWN = 0.5
 
 
 def layer_residual_maps(
@@ -96,6 +98,32 @@ def leave_one_out_maps(
     cosines = tokens @ tokens.transpose(-1, -2)
     itself = torch.eye(patches, dtype=torch.bool, device=prompt.device)
     return ((1 - cosines.masked_fill(itself, -1).amax(-1)) / 2).clamp(0, 1).mean(0, keepdim=True)
+
+
+def usual_residuals(
+    maps: Float[Tensor, "K N"], grid: tuple[int, int], own: float = OWN
+) -> Float[Tensor, "N 2"]:
+    """Mean and deviation of the residual that is usual at each patch of normal images.
+
+    Edges and prints differ from image to image, plain ground does not: the same residual says more here than
+    there. Of K maps (`leave_one_out_maps`) half is told by the surroundings of a patch, smoothed twice over
+    3 x 3, half by the whole of the maps, since few prompts say little of one place.
+
+    >>> maps = torch.tensor([[0.1, 0.2, 0.3]])                   # one map of three patches in a row
+    >>> usual_residuals(maps, (1, 3))[:, 0].tolist()             # middle: the same mean as the whole
+    [0.1875, 0.20000000298023224, 0.21250000596046448]
+    """
+
+    def around(values: Tensor) -> Tensor:
+        for _ in range(2):
+            values = F.avg_pool2d(values.view(1, 1, *grid), 3, 1, 1, count_include_pad=False)
+        return values.flatten()
+
+    near = around(maps.mean(0))
+    near_deviation = around((maps - near).square().mean(0)).sqrt()
+    mean = own * near + (1 - own) * maps.mean()
+    deviation = own * near_deviation + (1 - own) * maps.std(correction=0)
+    return torch.stack([mean, deviation], dim=-1)
 
 
 def image_residual(query: Float[Tensor, "B D"], prompt: Float[Tensor, "*b K D"]) -> Float[Tensor, "B D"]:

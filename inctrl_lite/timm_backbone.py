@@ -95,7 +95,7 @@ class TimmBackbone(Backbone):
             images, indices=[tap - 1 for tap in self.taps], output_fmt="NLC"
         )
         places = window_means(tokens[:, self.model.num_prefix_tokens :], self.grid)
-        return ImageFeatures(tokens[:, 0], torch.stack(list(taps), dim=1), places)
+        return ImageFeatures(tokens[:, 0], torch.stack(list(taps), dim=1), places, self.grid)
 
     def encode_text(self, sentences: list[str], batch: int = 256) -> Float[Tensor, "P D"]:
         """There is no text tower."""

@@ -242,9 +242,9 @@ def gather_prompts(features: ImageFeatures, rows: list[list[int]], spread: bool)
     index = torch.tensor(rows)
     patches = features.patches.transpose(0, 1)[:, index].permute(1, 2, 0, 3, 4)
     if spread:
-        spreads = torch.stack([prompt_spread(one) for one in patches])
+        spreads = torch.stack([prompt_spread(one, features.grid) for one in patches])
     else:
-        spreads = patches.new_full((len(rows), 2), float("nan"))
+        spreads = patches.new_full((len(rows), patches.shape[-2], 2), float("nan"))
     return NormalPrompt(features.cls[index], patches, features.places[index], spreads)
 
 

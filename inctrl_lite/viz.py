@@ -43,7 +43,7 @@ def colour_range(spread: tuple[float, float]) -> tuple[float, float]:
     """Limits of the colour scale for a category: from what is usual among its normal prompts to far beyond.
 
     Args:
-        spread: mean and deviation of the prompts' leave-one-out residual maps (`NormalPrompt.spread`).
+        spread: mean and deviation of what is usual (`NormalPrompt.spread`), on average over the patches.
 
     Dark is then as unlike as normal images are to each other, bright is 8 deviations more.
     """

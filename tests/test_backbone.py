@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from inctrl_lite import Backbone, InctrlError
-from inctrl_lite.backbone import VIEWS, default_taps, more_views, places_shape, window_means
+from inctrl_lite.backbone import VIEWS, ImageFeatures, default_taps, more_views, places_shape, window_means
 
 
 def random_clip(**vision):
@@ -57,6 +57,15 @@ def test_any_grid(size):
     features = backbone.encode_image(torch.randn(1, 3, height, width))
     assert features.patches.shape[2] == backbone.num_patches
     assert features.places.shape[1] == math.prod(places_shape(backbone.grid))
+    for same in (features, features[:1], features.to("cpu"), ImageFeatures.cat([features, features])):
+        assert same.grid == backbone.grid
+
+
+def test_patches_that_are_no_square_need_a_grid():
+    parts = torch.randn(2, 3), torch.randn(2, 1, 6, 4), torch.randn(2, 1, 4)
+    assert ImageFeatures(*parts, (2, 3)).grid == (2, 3)
+    with pytest.raises(InctrlError, match="6 patches are not 2 x 2: say the grid"):
+        ImageFeatures(*parts)
 
 
 def test_a_place_is_the_mean_of_a_window_of_the_last_block(small_backbone):

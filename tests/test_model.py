@@ -20,6 +20,7 @@ def features(count: int, seed: int) -> ImageFeatures:
         torch.randn(count, D, generator=generator, dtype=torch.float64),
         torch.randn(count, L, N, C, generator=generator, dtype=torch.float64),
         torch.randn(count, P, C, generator=generator, dtype=torch.float64),
+        (1, N),
     )
 
 
@@ -101,7 +102,7 @@ def test_what_looks_like_a_view_of_a_prompt_has_no_residual():
     torch.testing.assert_close(
         residual.patch_residual_map(query.patches, seen.patches), torch.zeros(B, N, dtype=torch.float64)
     )
-    assert torch.equal(seen.cls, plain.cls) and seen.spread[0] < plain.spread[0]
+    assert torch.equal(seen.cls, plain.cls) and (seen.spread[:, 0] < plain.spread[:, 0]).all()
 
 
 @pytest.mark.parametrize(("shots", "kept"), [(1, 7), (8, 3), (11, 1), (32, 0), (40, 0)])
@@ -111,6 +112,22 @@ def test_many_prompts_are_seen_in_fewer_views_and_in_the_first(shots, kept):
     first = views.patches.unflatten(0, (shots, 7))[:, :kept].flatten(0, 1)
     assert torch.equal(seen.patches, torch.cat([prompt.patches, first]))
     assert len(seen.patches) == len(seen.places) <= max(shots, MAX_PICTURES)
+
+
+@torch.no_grad()
+def test_the_lite_head_minds_a_residual_less_where_normal_images_differ():
+    torch.manual_seed(1)
+    model, query, text = InCTRL(D, N, "lite").double().eval(), features(1, 2), torch.randn(2, D).double()
+    patch_map = torch.full((1, N), 0.1, dtype=torch.float64)
+    spread = torch.tensor([[0.1, 0.02]], dtype=torch.float64).repeat(N, 1)
+    spread[0] = torch.tensor([0.3, 0.1])
+    zero, whole = torch.zeros(1, D).double(), torch.full((1, 2, 2), 0.01).double()
+    scores = []
+    for place in range(2):
+        patch_map[:] = 0.1
+        patch_map[0, place] = 0.4
+        scores.append(model.head(patch_map, zero, query.cls[:, :2] @ text[:, :2].T * 0, spread, whole).final)
+    assert scores[0] < scores[1] - 0.1  # 1 deviation above what is usual there, and 15
 
 
 def test_only_adapter_and_head_learn(model, text):

@@ -16,6 +16,7 @@ from inctrl_lite.residual import (
     patch_residual_map,
     place_residual,
     text_score,
+    usual_residuals,
 )
 
 
@@ -69,6 +70,20 @@ def test_a_lone_prompt_is_compared_with_its_other_patches():
     prompt = directions(0, 60, 180).reshape(1, 1, 3, 2)
     expected = [[0.25, 0.25, 0.75]]  # nearest others are 60, 60 and 120 degrees away
     torch.testing.assert_close(leave_one_out_maps(prompt).tolist(), expected)
+
+
+def test_half_of_what_is_usual_is_the_patchs_own():
+    maps = torch.zeros(2, 4, 6, dtype=torch.float64)
+    maps[:, :, 0] = torch.tensor([0.2, 0.6])[:, None]  # the left edge differs, from image to image
+    found = usual_residuals(maps.flatten(1), (4, 6)).view(4, 6, 2)
+    assert torch.allclose(found, found[:1])  # every row is the same: smoothing goes along rows and columns
+    mean, deviation = maps.mean(), maps.std(correction=0)
+    torch.testing.assert_close(found[0, 5], torch.stack([mean, deviation]) / 2)  # nothing near it
+    around = 0.4 * (1 / 2 * 1 / 2 + 1 / 2 * 1 / 3)  # of the edge in one smoothing 1/2, of the next column 1/3
+    assert found[0, 0, 0].item() == pytest.approx(around / 2 + mean.item() / 2)
+    assert (found[0, :-1] >= found[0, 1:]).all() and (found[0, 0] > found[0, 3]).all()
+    whole = usual_residuals(maps.flatten(1), (4, 6), own=0.0)
+    torch.testing.assert_close(whole, torch.stack([mean, deviation]).expand(24, 2))
 
 
 def test_text_score_is_a_softmax_at_scale_100():

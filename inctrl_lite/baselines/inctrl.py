@@ -23,7 +23,16 @@ from inctrl_lite.files import write_whole
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import TERMS, InCTRL, whole_residuals
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import image_residual, patch_residual_map, text_cosines
+from inctrl_lite.residual import (
+    OWN,
+    PLACE_USUAL,
+    STRANGEST,
+    USUAL,
+    USUAL_VOTES,
+    image_residual,
+    patch_residual_map,
+    text_cosines,
+)
 from inctrl_lite.training import load_episodes
 
 ABLATIONS: dict[str, tuple[str, ...]] = {
@@ -67,7 +76,7 @@ class EpisodeTable(NamedTuple):
 
     Attributes:
         maps: patch residual maps [E, N].
-        spread: of each episode's prompt [E, 2].
+        spread: what is usual at each patch of each episode's prompt [E, N, 2].
         cosines: to the text prototypes [E, 2].
         whole: residuals of whole images [E, 2, 2].
         query: class embeddings [E, D].
@@ -121,7 +130,8 @@ def load_table(
     """`tabulate_episodes`, kept on disk beside the features: it costs minutes."""
     images = [[store.path(item).name for item in (*c.train, *c.test)] for c in categories]
     names = [c.name for c in categories]
-    facts = [store.folder.name, store.fingerprint, names, images, batches, BATCH, __version__]
+    usual = [USUAL, PLACE_USUAL, USUAL_VOTES, STRANGEST, OWN]
+    facts = [store.folder.name, store.fingerprint, names, images, batches, BATCH, usual, __version__]
     digest = blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     path = store.root / "episodes" / f"{digest}.safetensors"
     if not path.exists():

@@ -4,7 +4,7 @@
    against doing what need not be done twice (text prompts and normal prompts encoded for every query).
 2. A training step from stored features against encoding query and prompts in the step.
 3. Peak memory of scoring against the number of images.
-4. Cost against K and against the number of images.
+4. Cost against K, prompts seen in more views or in one, and against the number of images.
 
 Writes benchmarks/results/speed.json and speed.png. `--quick` takes the embedded backbone for 1 and 2.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from inctrl_lite import AnomalyDetector
 from inctrl_lite.backbone import PAPER, Backbone
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import sample_batch
@@ -153,20 +154,30 @@ def memory(counts: tuple[int, ...] = (100, 1000, 10000)) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def growth(repeats: int = 3) -> dict[str, dict[str, float]]:
-    """Part 4, with the embedded backbone: milliseconds an image by K, seconds by number of images."""
-    backbone, model = backbone_and_model(quick=True)
+def growth(repeats: int = 9) -> dict[str, dict]:
+    """Part 4, with the embedded detector: milliseconds an image by K, seconds by number of images."""
+    detector = AnomalyDetector.from_pretrained("tiny", device="cpu")
+    backbone, model = detector.backbone, detector.model
     text = text_prototypes(backbone, "bottle")
     images = torch.randn(32, 3, *backbone.image_size)
+
+    def prompt_of(shots: int, views: bool) -> NormalPrompt:
+        normals = torch.randn(shots, 3, *backbone.image_size)
+        return NormalPrompt.of(
+            backbone.encode_image(normals), backbone.encode_views(normals) if views else None
+        )
+
     by_shots = {}
     for shots in (1, 2, 4, 8, 16, 32, 64):
-        prompt = NormalPrompt.of(backbone.encode_image(torch.randn(shots, 3, *backbone.image_size)))
-        times = [
-            seconds(lambda p=prompt: model(backbone.encode_image(images), p, text))
-            for _ in range(repeats + 1)
-        ]
-        by_shots[str(shots)] = 1000 * statistics.median(times[1:]) / len(images)
-    prompt = NormalPrompt.of(backbone.encode_image(images[:4]))
+        by_shots[str(shots)] = {}
+        for name, views in (("in views", True), ("one view", False)):
+            prompt = prompt_of(shots, views)
+            times = [
+                seconds(lambda p=prompt: model(backbone.encode_image(images), p, text))
+                for _ in range(repeats + 1)
+            ]
+            by_shots[str(shots)][name] = 1000 * statistics.median(times[1:]) / len(images)
+    prompt = prompt_of(4, True)
     by_count = {}
     for count in (32, 128, 512, 2048):
         batches = count // len(images)
@@ -176,20 +187,27 @@ def growth(repeats: int = 3) -> dict[str, dict[str, float]]:
     return {"ms per image by K": by_shots, "seconds by images": by_count}
 
 
-def plot(grown: dict[str, dict[str, float]], path: Path) -> None:
-    """Measured cost beside proportional growth."""
+def plot(grown: dict[str, dict], path: Path) -> None:
+    """Cost by prompts, seen in more views or in one, and by images, beside proportional growth."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    labels = (("K, normal prompts", "ms per image"), ("images", "seconds"))
-    for axes, values, (x_label, y_label) in zip(figure.subplots(1, 2), grown.values(), labels, strict=True):
-        x, y = np.array([int(k) for k in values]), np.array(list(values.values()))
-        axes.loglog(x, y, "o-", label="measured")
-        axes.loglog(x, y[0] * x / x[0], "--", color="0.5", label="proportional to the first point")
-        axes.set(xlabel=x_label, ylabel=y_label)
+    left, right = figure.subplots(1, 2)
+    by_shots, by_count = grown.values()
+    for (name, style), colour in zip({"in views": "o-", "one view": "s-"}.items(), ("C0", "C1"), strict=True):
+        values = [times[name] for times in by_shots.values()]
+        left.plot([int(k) for k in by_shots], values, style, color=colour, label=f"prompts {name}")
+    left.set_xscale("log", base=2)
+    left.set(xlabel="K, normal prompts", ylabel="ms per image", ylim=(0, None))
+    left.set_xticks([int(k) for k in by_shots], by_shots)
+    x, y = np.array([int(k) for k in by_count]), np.array(list(by_count.values()))
+    right.loglog(x, y, "o-", label="measured, K = 4 in views")
+    right.loglog(x, y[0] * x / x[0], "--", color="0.5", label="proportional to the first point")
+    right.set(xlabel="images", ylabel="seconds")
+    for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle("Cost of scoring with the embedded backbone (batch 32)")
+    figure.suptitle("Cost of scoring with the embedded detector (batch 32)")
     figure.savefig(path, dpi=120)
 
 

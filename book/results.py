@@ -140,7 +140,9 @@ def speed(results: Path) -> list[str]:
     """What `benchmarks/speed.py` measured."""
     run = json.loads((results / "speed.json").read_text(encoding="utf-8"))
     scoring, step = run["scoring"], run["training step"]
-    rows = [[k, f"{v:.1f}"] for k, v in run["ms per image by K"].items()]
+    times = run["ms per image by K"]
+    views = next(iter(times.values()))
+    rows = [[k, *(f"{by[name]:.1f}" for name in views)] for k, by in times.items()]
     repeated = scoring["re-encoding 242 sentences and 4 prompts per query, over scoring"]
     stored = step["encoding in the step over stored features"]
     bare = scoring["scoring over bare encode_image"]
@@ -150,8 +152,8 @@ def speed(results: Path) -> list[str]:
         f"encoding takes; encoding sentences and prompts again for every query would take {repeated:.0f} "
         f"times as long. A training step ({step['setting']}) on stored features is {stored:.0f} times as "
         "fast as one that encodes its images.",
-        markdown(["K (embedded backbone)", "ms per image"], rows),
-        figure(results / "speed.png", "Time against the number of images, and against K."),
+        markdown(["K (embedded detector)", *(f"ms per image, prompts {name}" for name in views)], rows),
+        figure(results / "speed.png", "Time of an image against K, and time against the number of images."),
     ]
 
 

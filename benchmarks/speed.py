@@ -170,7 +170,7 @@ def growth(repeats: int = 9) -> dict[str, dict]:
     by_shots = {}
     for shots in (1, 2, 4, 8, 16, 32, 64):
         by_shots[str(shots)] = {}
-        for name, views in (("in views", True), ("one view", False)):
+        for name, views in (("in views", True), ("in one view", False)):
             prompt = prompt_of(shots, views)
             times = [
                 seconds(lambda p=prompt: model(backbone.encode_image(images), p, text))
@@ -194,7 +194,7 @@ def plot(grown: dict[str, dict], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_shots, by_count = grown.values()
-    for (name, style), colour in zip({"in views": "o-", "one view": "s-"}.items(), ("C0", "C1"), strict=True):
+    for (name, style), colour in zip({"in views": "o-", "in one view": "s-"}.items(), ("C0", "C1"), strict=True):
         values = [times[name] for times in by_shots.values()]
         left.plot([int(k) for k in by_shots], values, style, color=colour, label=f"prompts {name}")
     left.set_xscale("log", base=2)

@@ -194,9 +194,9 @@ def plot(grown: dict[str, dict], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_shots, by_count = grown.values()
-    for (name, style), colour in zip({"in views": "o-", "in one view": "s-"}.items(), ("C0", "C1"), strict=True):
+    for name, style in (("in views", "o-C0"), ("in one view", "s-C1")):
         values = [times[name] for times in by_shots.values()]
-        left.plot([int(k) for k in by_shots], values, style, color=colour, label=f"prompts {name}")
+        left.plot([int(k) for k in by_shots], values, style, label=f"prompts {name}")
     left.set_xscale("log", base=2)
     left.set(xlabel="K, normal prompts", ylabel="ms per image", ylim=(0, None))
     left.set_xticks([int(k) for k in by_shots], by_shots)

@@ -105,10 +105,10 @@ def usual_residuals(
 ) -> Float[Tensor, "N 2"]:
     """Mean and deviation of the residual that is usual at each patch of normal images.
 
-    Edges and prints differ from image to image, plain ground does not: the same residual says more here than
-    there. Of K maps (`leave_one_out_maps`) half is told by the surroundings of a patch, smoothed twice over
-    3 x 3, half by the whole of the maps, since few prompts say little of one place. Not in the paper; the
-    lite head uses it.
+    Edges and prints differ from image to image, plain ground does not: the same residual says more there. Of
+    K maps (`leave_one_out_maps`) half is told by the surroundings of a patch, smoothed twice over 3 x 3,
+    half by the whole of the maps, since few prompts say little of one place. Not in the paper; the lite head
+    uses it.
 
     Args:
         maps: residual maps of normal images against each other.

@@ -86,10 +86,12 @@ def test_predictions_carry_terms_map_and_verdict(detector, folder):
     assert first.upsampled_map().shape == (40, 40)
 
 
-def test_the_first_threshold_is_the_largest_leave_one_out_score(detector, small_backbone):
-    pictures = [picture(i) for i in range(4)]
+@pytest.mark.parametrize("count", [4, 9])  # each prompt in seven more views, in two; eight others in three
+def test_the_first_threshold_is_the_largest_leave_one_out_score(detector, small_backbone, count):
+    pictures = [picture(i) for i in range(count)]
+    detector.fit(pictures, "bottle")
     scores = []
-    for k in range(4):
+    for k in range(count):
         rest = AnomalyDetector(detector.model, small_backbone, "cpu")
         rest.fit(pictures[:k] + pictures[k + 1 :], "bottle")
         scores.append(rest.predict(pictures[k])[0].score)
@@ -104,13 +106,10 @@ def test_the_lite_head_sees_prompts_in_more_views_and_the_papers_does_not(small_
         assert found.categories["bottle"].shots == 2
 
 
-def test_many_prompts_are_seen_in_fewer_views_and_each_is_judged_by_the_others(detector, small_backbone):
-    pictures = [picture(i) for i in range(9)]
-    assert len(detector.fit(pictures, "bottle").categories["bottle"].prompt.patches) == 9 * 3
-    rest = AnomalyDetector(detector.model, small_backbone, "cpu").fit(pictures[1:], "bottle")
-    assert len(rest.categories["bottle"].prompt.patches) == 8 * 4
-    assert detector.categories["bottle"].threshold >= rest.predict(pictures[0])[0].score - 1e-6
-    assert len(detector.fit([picture(i) for i in range(33)], "cup").categories["cup"].prompt.patches) == 33
+@pytest.mark.parametrize(("shots", "pictures"), [(4, 32), (8, 32), (9, 27), (33, 33)])
+def test_many_prompts_are_seen_in_fewer_views(detector, shots, pictures):
+    detector.fit([picture(i) for i in range(shots)], "bottle")
+    assert len(detector.categories["bottle"].prompt.patches) == pictures
 
 
 def test_one_normal_image_gives_scores_but_no_verdict(detector):

@@ -117,17 +117,14 @@ def test_many_prompts_are_seen_in_fewer_views_and_in_the_first(shots, kept):
 @torch.no_grad()
 def test_the_lite_head_minds_a_residual_less_where_normal_images_differ():
     torch.manual_seed(1)
-    model, query, text = InCTRL(D, N, "lite").double().eval(), features(1, 2), torch.randn(2, D).double()
-    patch_map = torch.full((1, N), 0.1, dtype=torch.float64)
+    head = InCTRL(D, N, "lite").double().eval().head
     spread = torch.tensor([[0.1, 0.02]], dtype=torch.float64).repeat(N, 1)
     spread[0] = torch.tensor([0.3, 0.1])
-    zero, whole = torch.zeros(1, D).double(), torch.full((1, 2, 2), 0.01).double()
-    scores = []
-    for place in range(2):
-        patch_map[:] = 0.1
-        patch_map[0, place] = 0.4
-        scores.append(model.head(patch_map, zero, query.cls[:, :2] @ text[:, :2].T * 0, spread, whole).final)
-    assert scores[0] < scores[1] - 0.1  # 1 deviation above what is usual there, and 15
+    patch_map = torch.full((2, N), 0.1, dtype=torch.float64)
+    patch_map[0, 0] = patch_map[1, 1] = 0.4  # 1 deviation above what is usual there, and 15
+    residual, cosines, whole = (torch.zeros(2, *shape, dtype=torch.float64) for shape in ((D,), (2,), (2, 2)))
+    here, there = head(patch_map, residual, cosines, spread, whole).final
+    assert here < there - 0.1
 
 
 def test_only_adapter_and_head_learn(model, text):

@@ -442,15 +442,18 @@ def quality_and_time(summary: pd.DataFrame, cost: pd.DataFrame) -> Figure:
         part["auroc"],
         color=["black" if m == MINE else "tab:blue" for m in part["method"]],
     )
-    for i, row in enumerate(part.sort_values("auroc").itertuples()):
-        ax.annotate(
-            row.method,
-            (row.milliseconds, row.auroc),
-            xytext=(6, 4 if i % 2 else -9),
-            textcoords="offset points",
-            fontsize=8,
-        )
     ax.set_xscale("log")
     ax.margins(x=0.25)
     ax.set(xlabel="milliseconds an image, encoding included (batch of 32)", ylabel=f"mean AUROC at K = {k}")
+    place = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 8}
+    names = [
+        ax.annotate(row.method, (row.milliseconds, row.auroc), **place)
+        for row in part.sort_values("auroc").itertuples()
+    ]
+    figure.draw_without_rendering()  # fixes where things are
+    taken = []
+    for name in names:  # up, until none lies on another
+        while any(name.get_window_extent().overlaps(other) for other in taken):
+            name.xyann = (name.xyann[0], name.xyann[1] + 2)
+        taken.append(name.get_window_extent())
     return figure

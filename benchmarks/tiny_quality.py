@@ -135,13 +135,14 @@ def main() -> None:
     options = parser.parse_args()
     matplotlib.use("agg")
     settings = {"shots": SHOTS, "seeds": options.seeds}
+    photographs = real(options.data) if options.data else None  # what is wrong is found before the rest
     bare = replace(embedded(), name="untrained")
     runs = {
         "embedded": run_benchmark(embedded(), options.out, **settings),
         "untrained": run_benchmark(bare, options.out, backbone=untrained(options.out / "tower"), **settings),
     }
-    if options.data:
-        runs["real"] = run_benchmark(real(options.data), options.out, **settings)
+    if photographs:
+        runs["real"] = run_benchmark(photographs, options.out, **settings)
     for name, run in runs.items():
         keep(run.folder, RESULTS / name)
     backbone = Backbone.load()

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inctrl_lite.backbone import Backbone, ImageFeatures
+from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
 from inctrl_lite.checkpoint import PUBLIC_KEYS, split_public
 from inctrl_lite.losses import focal_loss
-from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import image_residual
+from inctrl_lite.support import SupportSet
 
 TOLERANCE = {"f32": {"eval": 1e-5, "train": 1e-4}, "f64": {"eval": 1e-10, "train": 1e-10}}
 DTYPE = {"f32": torch.float32, "f64": torch.float64}
@@ -64,7 +65,7 @@ def load_golden(golden, dtype: torch.dtype) -> tuple[Backbone, InCTRL]:
         (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
         clip = {"logit_scale": torch.tensor(1.0)} | clip  # not stored: the method has its own constant
         save_file({k: v.contiguous() for k, v in clip.items()}, Path(folder) / "open_clip_model.safetensors")
-        backbone = Backbone.load(f"local-dir:{folder}", taps=OUT_LAYERS).to(dtype)
+        backbone = load_backbone(f"local-dir:{folder}", taps=OUT_LAYERS).to(dtype=dtype)
     model = InCTRL(embed_dim=backbone.embed_dim, num_patches=backbone.num_patches)
     model.load_state_dict(learned)
     return backbone, model.to(dtype).eval()
@@ -101,12 +102,13 @@ def compute(golden, precision: str) -> Iterator[Term]:
 
     def encode(images: np.ndarray) -> ImageFeatures:
         mean, std = (torch.tensor(meta[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return backbone.encode_image(((torch.from_numpy(images).float() / 255 - mean) / std).to(dtype))
+        return backbone.encode_images(((torch.from_numpy(images).float() / 255 - mean) / std).to(dtype))
 
-    query, prompt = encode(golden["images/query"]), encode(golden["images/prompt"])
+    query, normals = encode(golden["images/query"]), encode(golden["images/prompt"])
     for layer, block in enumerate(OUT_LAYERS):
-        yield Term(f"block{block}/query0", query.patches[0, layer])
-        yield Term(f"block{block}/stats", torch.stack([statistics(p) for p in query.patches[:, layer]]))
+        tokens = query.stages[layer].tokens
+        yield Term(f"block{block}/query0", tokens[0])
+        yield Term(f"block{block}/stats", torch.stack([statistics(p) for p in tokens]))
 
     prototypes = {name: text_prototypes(backbone, name) for name in sorted(set(meta["names"]))}
     for name, prototype in prototypes.items():
@@ -114,11 +116,12 @@ def compute(golden, precision: str) -> Iterator[Term]:
     text = torch.stack([prototypes[name] for name in meta["names"]])
 
     for shots in meta["Ks"]:
-        support = NormalPrompt.of(prompt[:shots])
+        support = SupportSet.of(normals[:shots])
         with torch.no_grad():
             scores = model(query, support, text)
-            residual = image_residual(model.adapter(query.cls), model.adapter(support.cls))
-        yield Term(f"eval_K{shots}/token", query.cls)
+            adapter = model.head.adapter
+            residual = image_residual(adapter(query.global_embedding), adapter(support.global_embedding))
+        yield Term(f"eval_K{shots}/token", query.global_embedding)
         yield Term(f"eval_K{shots}/token_ref", residual)
         yield Term(f"eval_K{shots}/text_score", scores.text)
         yield Term(f"eval_K{shots}/img_score", scores.image)
@@ -127,10 +130,12 @@ def compute(golden, precision: str) -> Iterator[Term]:
         yield Term(f"eval_K{shots}/holistic_map", scores.holistic_map)
         yield Term(f"eval_K{shots}/holistic_score", scores.holistic)
         yield Term(f"eval_K{shots}/final", scores.final)
-    yield from train_step(model, query, prompt, text, torch.tensor(meta["labels"], dtype=dtype))
+    yield from train_step(model, query, normals, text, torch.tensor(meta["labels"], dtype=dtype))
 
 
-def train_step(model, query, prompt, text, labels) -> Iterator[Term]:
+def train_step(
+    model: InCTRL, query: ImageFeatures, normals: ImageFeatures, text: Tensor, labels: Tensor
+) -> Iterator[Term]:
     """One AdamW step on a batch of 8 with K = 2: terms, loss, gradients, parameters, buffers.
 
     AdamW's first step is lr * sign(gradient). Where a gradient is rounding noise, so is the step: what
@@ -138,11 +143,11 @@ def train_step(model, query, prompt, text, labels) -> Iterator[Term]:
     """
     noise = 1e-6
     size = len(query)
-    supports = [NormalPrompt.of(prompt[[(i + 3 * s) % size for s in (0, 1)]]) for i in range(size)]
+    chosen = torch.tensor([[(i + 3 * s) % size for s in (0, 1)] for i in range(size)])  # [B, K]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
-    scores = model(query, NormalPrompt.stack(supports), text)
+    scores = model(query, SupportSet.per_query(normals[chosen]), text)
     final, image = focal_loss(scores.final, labels), focal_loss(scores.image, labels)
     (final + image).backward()
     optimiser.step()
@@ -167,7 +172,7 @@ def train_step(model, query, prompt, text, labels) -> Iterator[Term]:
     for name, value in model.named_buffers():
         yield Term(f"trainF/after_step_buffer/{PUBLIC_KEYS[name]}", value)
     with torch.no_grad():
-        after = model.eval()(query[:1], NormalPrompt.of(prompt[:2]), text[:1])
+        after = model.eval()(query[:1], SupportSet.of(normals[:2]), text[:1])
     yield Term("trainF/final_after_step_K2_q0", after.final, all_clear)
 
 

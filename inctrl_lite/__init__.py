@@ -15,36 +15,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inctrl_lite.backbone import Backbone, ImageFeatures
+    from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
     from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
     from inctrl_lite.errors import InctrlError
-    from inctrl_lite.model import InCTRL, NormalPrompt, Scores
-
-__all__ = [
-    "AnomalyDetector",
-    "Backbone",
-    "ImageFeatures",
-    "InCTRL",
-    "InctrlError",
-    "NormalPrompt",
-    "Prediction",
-    "Predictions",
-    "Scores",
-]
-__version__ = "0.1.0"
+    from inctrl_lite.evidence import Evidence, Scores
+    from inctrl_lite.model import InCTRL
+    from inctrl_lite.support import SupportSet
 
 # Names are imported when they are first used: torch and open_clip take seconds, `import inctrl_lite` none.
 _HOME = {
     "AnomalyDetector": "detector",
-    "Backbone": "backbone",
-    "ImageFeatures": "backbone",
+    "Backbone": "backbones",
+    "Evidence": "evidence",
+    "ImageFeatures": "backbones",
     "InCTRL": "model",
     "InctrlError": "errors",
-    "NormalPrompt": "model",
     "Prediction": "detector",
     "Predictions": "detector",
-    "Scores": "model",
+    "Scores": "evidence",
+    "SupportSet": "support",
+    "load_backbone": "backbones",
 }
+__all__ = [
+    "AnomalyDetector",
+    "Backbone",
+    "Evidence",
+    "ImageFeatures",
+    "InCTRL",
+    "InctrlError",
+    "Prediction",
+    "Predictions",
+    "Scores",
+    "SupportSet",
+    "load_backbone",
+]
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):

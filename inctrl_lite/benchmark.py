@@ -29,7 +29,7 @@ from inctrl_lite.baselines.coop import CoOp
 from inctrl_lite.baselines.inctrl import ABLATIONS, InCTRLMethod, load_table, train_on_table
 from inctrl_lite.benchmark_report import write_tables
 from inctrl_lite.data.category import Category, Item
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import load_dataset
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, load_world
@@ -239,7 +239,7 @@ def measure_cost(
 
     InCTRL's ablations are left out: they cost what it costs.
     """
-    prompt, items = draw_prompts(category, min(shots, len(category.train)), 0), category.test[:32]
+    prompt, items = draw_support(category, min(shots, len(category.train)), 0), category.test[:32]
     normals, rows = Images(prompt, backbone), []
     for kind in methods:
         if kind.name.startswith("InCTRL: "):
@@ -344,7 +344,7 @@ def _run_category(
 
     Images are encoded and compared once for all cells, `CHUNK` test images at a time.
     """
-    draws = {(k, seed): draw_prompts(category, k, seed) for _, k, seed in cells}
+    draws = {(k, seed): draw_support(category, k, seed) for _, k, seed in cells}
     drawn = list({item: None for prompt in draws.values() for item in prompt})
     row = {item: i for i, item in enumerate(drawn)}
     pool = Images(drawn, backbone, store)

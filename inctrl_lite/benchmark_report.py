@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from inctrl_lite.files import write_text, write_whole
+from inctrl_lite.metrics import CellScores, auroc_interval
 from inctrl_lite.report import Section, Table, write_report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RESAMPLES, LEVEL = 1000, 0.95
+LEVEL = 0.95
 MEAN = "mean"  # what the tables call the unweighted mean over the data sets
 MINE = "InCTRL"
 NOTE = (
@@ -67,8 +68,9 @@ def summarise_cells(cells: pd.DataFrame, records: list[dict], free: Sequence[str
     """One row per data set (and their `MEAN`), K and method.
 
     Columns: auroc, ap, f1_max and their deviations over prompt seeds (`_std`); low, high: interval of the
-    AUROC; for methods that are trained, `rival`: the best training-free method there, and `gain`,
-    gain_low, gain_high: paired difference to it.
+    AUROC over images, draws of the support set and trained heads (`metrics.auroc_interval`); for methods that
+    are trained, `rival`: the best training-free method there, and `gain`, gain_low, gain_high: paired
+    difference to it.
     """
     measures = ["auroc", "ap", "f1_max"]
     by_seed = cells.groupby(["dataset", "shots", "method", "seed"], sort=False)[measures].mean()
@@ -76,61 +78,54 @@ def summarise_cells(cells: pd.DataFrame, records: list[dict], free: Sequence[str
     by_seed = pd.concat([by_seed.reset_index(), mean.assign(dataset=MEAN)])
     groups = by_seed.groupby(["dataset", "shots", "method"], sort=False)[measures]
     table = groups.mean().join(groups.std().add_suffix("_std")).reset_index()
-    resampled: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for dataset, k in dict.fromkeys(zip(cells["dataset"], cells["shots"], strict=True)):
-        mine = [r for r in records if (r["dataset"], r["shots"]) == (dataset, k)]
-        resampled[dataset, k] = resample(mine)
-    for k in cells["shots"].unique():
-        parts = [values for (_, shots), values in resampled.items() if shots == k]
-        shared = [name for name in parts[0] if all(name in part for part in parts)]
-        resampled[MEAN, k] = {name: np.mean([part[name] for part in parts], axis=0) for name in shared}
+    scores = method_scores(records)
     extra = []
     for (dataset, k), part in table.groupby(["dataset", "shots"], sort=False):
+        found = _in_every_dataset(scores[k]) if dataset == MEAN else _of_dataset(scores[k], dataset)
         rivals = part[part["method"].isin(free)]
         best = rivals.loc[rivals["auroc"].idxmax(), "method"] if len(rivals) else None
-        for method, values in resampled[dataset, k].items():
-            row = {"dataset": dataset, "shots": k, "method": method}
-            row["low"], row["high"] = _interval(values)
-            if best in resampled[dataset, k] and method not in free:
-                gap = values - resampled[dataset, k][best]
-                row |= {"rival": best, "gain": gap.mean()}
-                row["gain_low"], row["gain_high"] = _interval(gap)
+        for method, mine in found.items():
+            _, low, high = auroc_interval(mine, level=LEVEL)
+            row = {"dataset": dataset, "shots": k, "method": method, "low": low, "high": high}
+            if best in found and method not in free:
+                gain = auroc_interval(mine, against=found[best], level=LEVEL)
+                row |= {"rival": best, "gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
             extra.append(row)
     columns = ["dataset", "shots", "method", "low", "high", "rival", "gain", "gain_low", "gain_high"]
     return table.merge(pd.DataFrame(extra, columns=columns), on=["dataset", "shots", "method"])
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def method_scores(records: list[dict]) -> dict[int, dict[str, list[CellScores]]]:
+    """Scores of every method at every K, for `metrics.auroc_interval`: K -> method -> cells.
 
-
-def resample(records: list[dict], seed: int = 0) -> dict[str, np.ndarray]:
-    """Bootstrap of the mean AUROC over the cells of one data set and K: `RESAMPLES` values a method.
-
-    Images are drawn again within each class of each category, the same ones for all methods and prompt
-    seeds, so that differences of methods are paired.
+    A record's "seed" numbers the draw of the support set. "head" numbers the trained head, in the record or
+    in a method's part of it; 0 where it is missing. Scores are a list over images, or a list over heads of
+    lists.
     """
-    rng = np.random.default_rng(seed)
-    weights, total, counts = {}, {}, {}
+    scores: dict[int, dict[str, list[CellScores]]] = {}
     for record in records:
-        labels = np.array(record["labels"])
-        if record["category"] not in weights:
-            sizes = [int((labels == label).sum()) for label in (0, 1)]
-            weights[record["category"]] = [
-                rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n for n in sizes
-            ]
-        normal, anomalous = weights[record["category"]]
-        for name, found in record["methods"].items():
+        for method, found in record["methods"].items():
             if "error" in found:
                 continue
-            s = np.array(found["scores"])
-            pairs = np.subtract.outer(s[labels == 0], s[labels == 1])
-            right = (pairs < 0) + 0.5 * (pairs == 0)
-            values = ((normal @ right) * anomalous).sum(1)
-            total[name] = total.get(name, 0) + values
-            counts[name] = counts.get(name, 0) + 1
-    return {name: values / counts[name] for name, values in total.items()}
+            first = found.get("head", record.get("head", 0))
+            cells = scores.setdefault(record["shots"], {}).setdefault(method, [])
+            for head, values in enumerate(np.atleast_2d(found["scores"]), start=first):  # [heads, images]
+                place = (record["dataset"], record["category"], record["seed"], head)
+                cells.append(CellScores(*place, record["labels"], values))
+    return scores
+
+
+def _of_dataset(scores: dict[str, list[CellScores]], dataset: str) -> dict[str, list[CellScores]]:
+    """The methods' cells of one data set; a method without any is left out."""
+    found = {name: [c for c in cells if c.dataset == dataset] for name, cells in scores.items()}
+    return {name: cells for name, cells in found.items() if cells}
+
+
+def _in_every_dataset(scores: dict[str, list[CellScores]]) -> dict[str, list[CellScores]]:
+    """The methods that have cells in every data set: a mean over fewer would not compare with theirs."""
+    datasets = {name: {cell.dataset for cell in cells} for name, cells in scores.items()}
+    all_datasets = set().union(*datasets.values())
+    return {name: cells for name, cells in scores.items() if datasets[name] == all_datasets}
 
 
 def verdict(low: float, high: float) -> str:

@@ -9,11 +9,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from inctrl_lite.errors import InctrlError
+
+if TYPE_CHECKING:
+    from inctrl_lite.backbones.base import Backbone
+    from inctrl_lite.model import InCTRL
 
 # Our names, and the public code's. Its heads also declare a BatchNorm `bn1` on the input that is never used.
 _HEADS = {"head.holistic": "diff_head", "head.image": "diff_head_ref"}
@@ -25,8 +30,8 @@ _LAYERS = {
     "norm2": "bn3",
 }
 PUBLIC_KEYS: dict[str, str] = {
-    "adapter.down.weight": "adapter.fc.0.weight",
-    "adapter.up.weight": "adapter.fc.2.weight",
+    "head.adapter.down.weight": "adapter.fc.0.weight",
+    "head.adapter.up.weight": "adapter.fc.2.weight",
     **{
         f"{ours}.{layer}.{part}": f"{public}.{public_layer}.{part}"
         for ours, public in _HEADS.items()
@@ -112,7 +117,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def load_public(path: str | Path):
+def load_public(path: str | Path) -> tuple[InCTRL, dict[str, Tensor], LoadReport]:
     """A model trained with the public code: (`InCTRL` with the paper's head, CLIP weights, report).
 
     The file repeats the whole CLIP model; give those weights to `Backbone.clip.load_state_dict` to be
@@ -130,23 +135,28 @@ def load_public(path: str | Path):
             f"keys are missing, first {report.missing[0]}"
         )
     model = InCTRL(
-        embed_dim=learned["adapter.down.weight"].shape[1],
+        embed_dim=learned["head.adapter.down.weight"].shape[1],
         num_patches=learned["head.holistic.layer1.weight"].shape[1],
     )
     model.load_state_dict(learned)
     return model.eval(), clip, report
 
 
-def check_fits(model, backbone) -> None:
+def check_fits(model: InCTRL, backbone: Backbone) -> None:
     """Make sure that a trained model and a backbone belong together.
 
     Raises:
-        InctrlError: joint width or number of patches differ.
+        InctrlError: width of the embedding, grid of the map or text encoder do not fit.
     """
     ours, theirs = (model.embed_dim, model.num_patches), (backbone.embed_dim, backbone.num_patches)
+    trained_on = (model.backbone or {}).get("name", "another backbone")
     if ours != theirs:
-        trained_on = (model.backbone or {}).get("name", "another backbone")
         raise InctrlError(
-            f"the model was trained on {trained_on}, for joint width {ours[0]} and {ours[1]} patches; "
-            f"the backbone {backbone.name} has {theirs[0]} and {theirs[1]}. Use the one it was trained on"
+            f"the model was trained on {trained_on}, for embeddings of width {ours[0]} and {ours[1]} "
+            f"patches; the backbone {backbone.name} has {theirs[0]} and {theirs[1]}. Use the one it was trained on"
+        )
+    if model.head.needs_text and not backbone.has_text_encoder:
+        raise InctrlError(
+            f"the model needs a text encoder, and the backbone {backbone.name} has none. Use the backbone it "
+            f"was trained on, {trained_on}"
         )

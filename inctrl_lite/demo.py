@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from inctrl_lite.data.category import Category
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image
 from inctrl_lite.data.worlds import EVALUATION, WORLDS, load_world
 from inctrl_lite.detector import AnomalyDetector, Prediction
@@ -80,7 +80,7 @@ def run_demo(
     ]
     rows, examples = [], {}
     for category in tqdm(categories, unit="category", desc="scoring unseen domains", disable=not progress):
-        prompts = draw_prompts(category, shots, seed)
+        prompts = draw_support(category, shots, seed)
         detector.fit([item.image for item in prompts], category.name)
         predictions = detector.predict([(item.name, item.image) for item in category.test], category.name)
         labels = [item.label for item in category.test]

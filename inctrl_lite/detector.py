@@ -14,30 +14,37 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from inctrl_lite.backbone import TINY, Backbone, ImageFeatures, view_count
+from inctrl_lite.augment import augmentation_count
+from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
 from inctrl_lite.checkpoint import check_fits
 from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.device import pick_device
+from inctrl_lite.encoder import BATCH_SIZE, Encoder, batched, in_threads
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.model import InCTRL, NormalPrompt, Scores
+from inctrl_lite.evidence import Scores
+from inctrl_lite.model import InCTRL
+from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.viz import colour_range, overlay, score_figure, upsample_to_image
+from inctrl_lite.support import SupportSet
+from inctrl_lite.viz import colour_range, overlay, score_figure
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-TINY_DETECTOR = Path(__file__).parent / "tiny" / "detector"
+DEFAULT = "tiny"
+# Trained detectors that come with the package.
+DETECTORS: dict[str, Path] = {"tiny": Path(__file__).parent / "tiny" / "detector"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +53,17 @@ class Prediction:
 
     Attributes:
         source: the image as it was given: a path, picture, array or tensor.
-        name: path relative to the folder it was found in, or its place in the input ("image 3").
+        name: path relative to the folder it was found in, or its position in the input ("image 3").
         category: what normal meant.
         score: anomaly score in [0, 1], larger is more anomalous. Not a probability: compare it with a
             threshold of the same category.
-        terms: what the score was made of: "holistic", "patch", "image", "text", each in [0, 1].
-        patch_map: patch residuals in [0, 1] on the patch grid [h, w]: 0 looks like a normal patch. The
-            model is not trained to outline defects; read it as a hint.
+        terms: what the score was made of, by name, each in [0, 1]: "patch", and what else the model has.
+        patch_map: patch residuals in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image.
+            The model is not trained to outline defects; read it as a hint.
+        preprocessor: how the map lies in the picture.
         limits: residuals that are drawn darkest and brightest (see `viz.colour_range`).
         threshold: of the category, or None.
-        is_prompt: the same pixels are among the normal prompts, so its score means nothing.
+        in_support: the same pixels are in the support set, so its score means nothing.
     """
 
     source: Any
@@ -63,10 +71,11 @@ class Prediction:
     category: str
     score: float
     terms: dict[str, float]
-    patch_map: np.ndarray
+    patch_map: Float[np.ndarray, "h w"]
+    preprocessor: Preprocessor
     limits: tuple[float, float]
     threshold: float | None = None
-    is_prompt: bool = False
+    in_support: bool = False
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -77,33 +86,35 @@ class Prediction:
         """The picture (read again from its file)."""
         return load_image(self.source)
 
-    def upsampled_map(self) -> np.ndarray:
-        """The patch map at the size of the picture [H, W].
-
-        The part that the backbone does not see (it looks at the central square) is NaN.
-        """
-        return upsample_to_image(self.patch_map, self.image().size)
+    def upsampled_map(self) -> Float[np.ndarray, "H W"]:
+        """The patch map at the size of the picture; NaN in the part that the backbone does not see."""
+        return self.preprocessor.to_picture(self.patch_map, self.image().size)
 
     def overlay(self) -> Image:
-        """The picture with the residual map laid over it."""
-        return overlay(self.image(), self.patch_map, self.limits)
+        """The picture with the residual map over it, at most `viz.MAX_DRAWN` pixels wide or high."""
+        return overlay(self.image(), self.patch_map, self.limits, self.preprocessor)
 
     def figure(self) -> Figure:
         """Picture, residual map and overlay side by side."""
-        return score_figure(self.image(), self.patch_map, self.score, title=self.name, limits=self.limits)
+        return score_figure(
+            self.image(),
+            self.patch_map,
+            self.score,
+            title=self.name,
+            limits=self.limits,
+            preprocessor=self.preprocessor,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but picture and map, ready for a table row or JSON."""
-        row: dict[str, Any] = {
+        return {
             "name": self.name,
             "category": self.category,
             "score": self.score,
             **self.terms,
-        }
-        return row | {
             "threshold": self.threshold,
             "anomalous": self.is_anomalous,
-            "is_prompt": self.is_prompt,
+            "in_support": self.in_support,
         }
 
 
@@ -121,7 +132,7 @@ class Predictions(list[Prediction]):
         return pd.DataFrame([prediction.to_dict() for prediction in self])
 
     @property
-    def scores(self) -> np.ndarray:
+    def scores(self) -> Float[np.ndarray, " B"]:
         """The scores, in order."""
         return np.array([prediction.score for prediction in self])
 
@@ -131,16 +142,16 @@ class FittedCategory:
     """What `fit` keeps of a category: everything frozen, computed once.
 
     Attributes:
-        prompt: the K encoded normal images.
-        text: text prototypes [2, D].
+        support: the K encoded normal images.
+        text: text prototypes [2, D], or None for a model without text.
         threshold: score above which an image is called anomalous, or None.
         threshold_source: how the threshold came about, in words.
-        names: the normal prompts' names.
+        names: the normal images' names.
         fingerprints: digests of their pixels.
     """
 
-    prompt: NormalPrompt
-    text: Tensor
+    support: SupportSet
+    text: Tensor | None
     threshold: float | None
     threshold_source: str
     names: list[str]
@@ -148,7 +159,7 @@ class FittedCategory:
 
     @property
     def shots(self) -> int:
-        return len(self.prompt.cls)
+        return self.support.shots
 
 
 class AnomalyDetector:
@@ -172,14 +183,18 @@ class AnomalyDetector:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = TINY, *, backbone: Backbone | None = None, device: str | torch.device = "auto"
+        cls,
+        name: str | Path = DEFAULT,
+        *,
+        backbone: Backbone | None = None,
+        device: str | torch.device = "auto",
     ) -> AnomalyDetector:
         """A trained detector.
 
         Args:
-            name: "tiny" (embedded), a folder written by `InCTRL.save_pretrained` or by training, a
-                `.pyth` file of the public code, or a Hugging Face Hub id.
-            backbone: what to look with; None: the backbone that the model was trained on.
+            name: "tiny" (comes with the package), a folder written by `InCTRL.save_pretrained` or by
+                training, a `.pyth` file of the public code, or a Hugging Face Hub id.
+            backbone: None: the backbone that the model was trained on.
             device: "auto", "cpu", "cuda", "mps", ...
 
         Raises:
@@ -187,89 +202,97 @@ class AnomalyDetector:
         """
         if str(name).endswith(".pyth"):
             return cls._from_public(Path(name), backbone, device)
-        model = InCTRL.from_pretrained(str(TINY_DETECTOR) if str(name) == TINY else str(name))
-        return cls(model, backbone or Backbone.load(**model.backbone), device)
+        model = InCTRL.from_pretrained(str(DETECTORS.get(str(name), name)))
+        return cls(model, backbone or _backbone_of(model, str(name)), device)
 
     @classmethod
-    def _from_public(cls, path: Path, backbone: Backbone | None, device) -> AnomalyDetector:
+    def _from_public(
+        cls, path: Path, backbone: Backbone | None, device: str | torch.device
+    ) -> AnomalyDetector:
         """A checkpoint of the public code: it holds the paper's whole CLIP, so nothing is fetched."""
-        from inctrl_lite.backbone import PAPER
         from inctrl_lite.checkpoint import load_public
 
         model, clip, _ = load_public(path)
         if backbone is None:
-            backbone = Backbone.load(PAPER[0], None if clip else PAPER[1])
+            backbone = load_backbone("ViT-B-16-plus-240") if clip else load_backbone("paper")
         if clip:
             try:
-                backbone.clip.load_state_dict({"logit_scale": backbone.clip.logit_scale.data} | clip)
-            except RuntimeError as error:
+                module = backbone.get_submodule("clip")
+                module.load_state_dict({"logit_scale": module.get_parameter("logit_scale").data} | clip)
+            except (RuntimeError, AttributeError) as error:
                 raise InctrlError(
                     f"the CLIP weights in {path} do not fit {backbone.name}: {error}"
                 ) from error
         return cls(model, backbone, device)
 
-    # --- normal prompts ------------------------------------------------------------------------------
+    # --- the support set -----------------------------------------------------------------------------
 
-    def fit(self, normals: Any, category: str = "object", batch_size: int = 32) -> AnomalyDetector:
-        """Learn what normal looks like: encodes K normal images and the category's name. No training.
+    def fit(self, normals: Any, category: str = "object", batch_size: int = BATCH_SIZE) -> AnomalyDetector:
+        """Take in what normal looks like: encodes K normal images and the category's name. No training.
 
-        With the lite head, each normal image is also looked at moved by half a patch, turned and scaled a
-        little (`backbone.VIEWS`), so that such a difference is no anomaly; in fewer views where there are
-        many, so that a query takes no longer than with four.
+        With the InCTRL-lite head, augmented copies of the normal images belong to the support set
+        (`augment.SUPPORT_AUGMENTATIONS`), so that a small shift or rotation is no anomaly.
 
-        The first threshold comes from the prompts themselves: each is scored against the other K - 1 and
-        the largest score is taken. That is a weak guess for K < 4, and none is set for K = 1; `calibrate`
-        with labelled images gives a better one.
+        The first threshold comes from the normal images themselves: each is scored against the other K - 1,
+        and the largest score is taken. That is a weak guess for K < 4, and there is none for K = 1;
+        `calibrate` with labelled images gives a better one.
 
         Args:
             normals: a folder, or paths, PIL images, arrays or tensors: one or several.
-            category: what the images show, in words ("metal nut"): it steers the text prior. Fitting a
-                category again replaces it.
+            category: what the images show, in words ("metal nut"); the text prior uses it. Fitting a category
+                again replaces it.
             batch_size: images encoded at a time.
 
         Raises:
-            InctrlError: no image, or one that cannot be read (named).
+            InctrlError: no image, one that cannot be read (named), or a category that is no name.
         """
+        if not isinstance(category, str) or not category.strip():
+            raise InctrlError(
+                f"category {category!r}: give the name of what the images show, such as 'bottle'"
+            )
         sources = list(named_sources(normals))
-        features, views, fingerprints = [], [], []
-        # as many as the others have when one is compared with them
-        count = view_count(max(1, len(sources) - 1)) if self.model.head.uses_views else 0
+        if not sources:
+            raise InctrlError("no normal images: fit needs one or more")
+        encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
+        # as many copies as the others have when one normal image is compared with them
+        count = augmentation_count(max(1, len(sources) - 1)) if self.model.head.augments_support else 0
+        parts, copies, fingerprints = [], [], []
         for batch in batched(sources, batch_size):
-            pictures = [load_image(source) for _, source in batch]
+            pictures = in_threads(load_image, [source for _, source in batch])
             fingerprints += [fingerprint(picture) for picture in pictures]
-            features.append(self._encode(pictures))
+            images = encoder.prepare(pictures)
+            parts.append(encoder.encode(images))
             if count:
-                views.append(self.backbone.encode_views(self._prepare(pictures), count))
-        encoded, seen = ImageFeatures.cat(features), ImageFeatures.cat(views) if views else None
+                copies.append(encoder.encode_augmented(images, count))
         if len(set(fingerprints)) < len(fingerprints):
             warnings.warn(
-                f"{category}: some normal prompts are the same picture, which adds nothing", stacklevel=2
+                f"{category}: some normal images are the same picture, which adds nothing", stacklevel=2
             )
+        features, augmented = ImageFeatures.cat(parts), ImageFeatures.cat(copies) if copies else None
         fitted = FittedCategory(
-            prompt=NormalPrompt.of(encoded, seen),
-            text=text_prototypes(self.backbone, category),
+            support=SupportSet.of(features, augmented),
+            text=text_prototypes(self.backbone, category) if self.model.head.needs_text else None,
             threshold=None,
-            threshold_source="none: one normal prompt cannot be compared with others",
+            threshold_source="none: thresholds compare normal images with each other, and there is only one",
             names=[name for name, _ in sources],
             fingerprints=frozenset(fingerprints),
         )
         if fitted.shots > 1:
-            fitted.threshold = max(self._leave_one_out_scores(encoded, seen, fitted.text))
-            fitted.threshold_source = f"largest leave-one-out score of the {fitted.shots} normal prompts"
+            fitted.threshold = max(self._leave_one_out_scores(features, augmented, fitted.text))
+            fitted.threshold_source = f"largest leave-one-out score of the {fitted.shots} normal images"
         self.categories[category] = fitted
         return self
 
     @torch.inference_mode()
     def _leave_one_out_scores(
-        self, encoded: ImageFeatures, views: ImageFeatures | None, text: Tensor
+        self, features: ImageFeatures, augmented: ImageFeatures | None, text: Tensor | None
     ) -> list[float]:
-        """Final score of each prompt against the others."""
-        scores, count = [], 0 if views is None else len(views) // len(encoded)
-        for k in range(len(encoded)):
-            others = torch.arange(len(encoded)) != k
-            of_others = others.repeat_interleave(count)
-            prompt = NormalPrompt.of(encoded[others], None if views is None else views[of_others])
-            scores.append(self.model(encoded[k : k + 1], prompt, text).final.item())
+        """Final score of each normal image against the others."""
+        scores = []
+        for k in range(len(features)):
+            others = torch.arange(len(features)) != k
+            support = SupportSet.of(features[others], None if augmented is None else augmented[others])
+            scores.append(self.model(features[k : k + 1], support, text).final.item())
         return scores
 
     def calibrate(self, images: Any, labels: ArrayLike, category: str | None = None) -> float:
@@ -278,6 +301,7 @@ class AnomalyDetector:
         Args:
             images: what `predict` takes.
             labels: 0 normal, 1 anomalous, one an image; both must occur.
+            category: which fitted category; may be left out when there is one.
 
         Raises:
             InctrlError: labels and images do not match, or only one class.
@@ -285,7 +309,7 @@ class AnomalyDetector:
         from inctrl_lite.metrics import calibrate_threshold
 
         category = self._category(category)
-        predictions, labels = self.predict(images, category), np.asarray(labels)
+        predictions, labels = self.predict(images, category), np.atleast_1d(np.asarray(labels))
         if len(predictions) != len(labels):
             raise InctrlError(f"{len(labels)} labels for {len(predictions)} images: give one an image")
         fitted = self.categories[category]
@@ -300,11 +324,11 @@ class AnomalyDetector:
         images: Any,
         category: str | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         skip_unreadable: bool = False,
         progress: bool = False,
     ) -> Predictions:
-        """Score images against the normal prompts.
+        """Score images against the support set.
 
         Args:
             images: a folder, or paths, PIL images, arrays or tensors: one or thousands.
@@ -324,11 +348,11 @@ class AnomalyDetector:
 
             stream = tqdm(stream, total=len(sources), unit="image", desc="scoring")
         found = list(stream)
-        known = [prediction.name for prediction in found if prediction.is_prompt]
+        known = [prediction.name for prediction in found if prediction.in_support]
         if known:
             warnings.warn(
-                f"{len(known)} of {len(found)} queries are also normal prompts; their scores mean nothing: "
-                f"{', '.join(known[:3])}{', ...' if len(known) > 3 else ''}",
+                f"{len(known)} of {len(found)} queries are also in the support set; their scores mean "
+                f"nothing: {', '.join(known[:3])}{', ...' if len(known) > 3 else ''}",
                 stacklevel=2,
             )
         return Predictions(found, skipped or [])
@@ -338,7 +362,7 @@ class AnomalyDetector:
         images: Any,
         category: str | None = None,
         *,
-        batch_size: int = 32,
+        batch_size: int = BATCH_SIZE,
         skipped: list[tuple[str, str]] | None = None,
     ) -> Iterator[Prediction]:
         """Like `predict`, one by one and in constant memory, for any number of images.
@@ -348,34 +372,33 @@ class AnomalyDetector:
         """
         category = self._category(category)
         fitted = self.categories[category]
-        limits = colour_range(tuple(fitted.prompt.spread.mean(0).tolist()))
+        encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
+        limits = colour_range(fitted.support.normal_statistics)
         for batch in batched(named_sources(images), batch_size):
-            names, sources, pictures = [], [], []
-            for name, source in batch:
-                try:
-                    pictures.append(load_image(source))
-                except InctrlError as error:
-                    if skipped is None:
-                        raise
-                    skipped.append((name, str(error)))
-                    continue
-                names.append(name)
-                sources.append(source)
-            if not pictures:
+            readable = []
+            for (name, source), picture in zip(batch, in_threads(_load, batch), strict=True):
+                if not isinstance(picture, InctrlError):
+                    readable.append((name, source, picture))
+                elif skipped is None:
+                    raise picture
+                else:
+                    skipped.append((name, str(picture)))
+            if not readable:
                 continue
-            scores = self._score(self._encode(pictures), fitted)
-            maps = scores.patch_map.reshape(-1, *self.backbone.grid).numpy()
-            for i, (name, source, picture) in enumerate(zip(names, sources, pictures, strict=True)):
+            scores = self._score(encoder.encode(encoder.prepare([r[2] for r in readable])), fitted)
+            maps = scores.patch_map.reshape(-1, *fitted.support.map_grid).numpy()  # [B, h, w]
+            for i, (name, source, picture) in enumerate(readable):
                 yield Prediction(
                     source=source,
                     name=name,
                     category=category,
                     score=scores.final[i].item(),
-                    terms={term: getattr(scores, term)[i].item() for term in TERMS},
+                    terms={term: values[i].item() for term, values in scores.terms.items()},
                     patch_map=maps[i].copy(),
+                    preprocessor=self.backbone.preprocessor,
                     limits=limits,
                     threshold=fitted.threshold,
-                    is_prompt=fingerprint(picture) in fitted.fingerprints,
+                    in_support=fingerprint(picture) in fitted.fingerprints,
                 )
 
     def _category(self, category: str | None) -> str:
@@ -387,22 +410,49 @@ class AnomalyDetector:
         asked = "say which category" if category is None else f"category {category!r} is not fitted"
         raise InctrlError(f"{asked}. Fitted: {known}")
 
-    def _encode(self, pictures: Sequence[Image]) -> ImageFeatures:
-        return self.backbone.encode_image(self._prepare(pictures))
-
-    def _prepare(self, pictures: Sequence[Image]) -> Tensor:
-        return torch.stack([self.backbone.transform(picture) for picture in pictures]).to(self.device)
-
     @torch.inference_mode()
     def _score(self, query: ImageFeatures, fitted: FittedCategory) -> Scores:
-        return self.model(query, fitted.prompt, fitted.text).map(lambda t: t.float().cpu())
+        scores = self.model(query, fitted.support, fitted.text).map(lambda tensor: tensor.float().cpu())
+        if not scores.final.isfinite().all():
+            raise InctrlError("the model gives scores that are no numbers: its weights are damaged")
+        return scores
 
 
-TERMS = ("holistic", "patch", "image", "text")
+def _backbone_of(model: InCTRL, name: str) -> Backbone:
+    """The backbone that a model says it was trained on.
+
+    Raises:
+        InctrlError: its configuration does not name one that can be loaded.
+    """
+    try:
+        return load_backbone(**(model.backbone or {}))
+    except TypeError as error:  # missing or unknown arguments, or no mapping at all
+        raise InctrlError(
+            f"config.json of {name!r} does not say which backbone the model was trained on ({error}): give "
+            "it (AnomalyDetector.from_pretrained(..., backbone=...))"
+        ) from error
+
+
+def _load(named: tuple[str, Any]) -> Image | InctrlError:
+    """The picture, or why it cannot be read."""
+    try:
+        return load_image(named[1])
+    except InctrlError as error:
+        return error
+
+
+def _checked_batch_size(batch_size: int) -> int:
+    if batch_size < 1:
+        raise InctrlError(f"batch size {batch_size}: choose a positive number")
+    return batch_size
 
 
 def named_sources(images: Any) -> Iterator[tuple[str, Any]]:
-    """(name, source) of every image in anything a user may hand over."""
+    """(name, source) of every image in anything a user may hand over.
+
+    Raises:
+        InctrlError: not an image and not a collection of images.
+    """
     if isinstance(images, (str, Path)):
         path = Path(images)
         if path.is_dir():
@@ -412,6 +462,11 @@ def named_sources(images: Any) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim <= 3 or hasattr(images, "getbands"):
         images = [images]
+    if not isinstance(images, Iterable):
+        raise InctrlError(
+            f"cannot take a {type(images).__name__} as images: give a folder, or paths, PIL images, arrays "
+            "or tensors"
+        )
     for i, image in enumerate(images):
         if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], str):
             yield image
@@ -419,13 +474,6 @@ def named_sources(images: Any) -> Iterator[tuple[str, Any]]:
             yield str(image), Path(image)
         else:
             yield f"image {i}", image
-
-
-def batched(iterable: Iterable, size: int) -> Iterator[list]:
-    """Lists of up to `size` successive elements."""
-    iterator = iter(iterable)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def fingerprint(picture: Image) -> bytes:

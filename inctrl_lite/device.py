@@ -16,7 +16,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device to use: "auto" is CUDA if there is one, else Apple's MPS, else the CPU.
 
     Raises:
-        InctrlError: no such device here.
+        InctrlError: no such device here, or one that cannot hold numbers ("meta").
     """
     if str(device) == "auto":
         if torch.cuda.is_available():
@@ -24,8 +24,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch built without CUDA asserts
         cause = str(error).splitlines()[0]
         raise InctrlError(
             f"device {str(device)!r} cannot be used here ({cause}). Try 'auto' or 'cpu'"
@@ -34,11 +34,11 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 @dataclass(frozen=True)
-class Team:
-    """The processes that share a job, as one of them sees it. Made by `join_team`.
+class ProcessGroup:
+    """The processes that share a job, as one of them sees it. Made by `process_group`.
 
     Attributes:
-        rank: number of this process, from 0; process 0 does the writing and the talking.
+        rank: number of this process, from 0. Rank 0 writes files and prints.
         size: how many there are.
         device: this process's own.
     """
@@ -54,15 +54,17 @@ class Team:
     def wait(self) -> None:
         """Go on when all processes have come this far."""
         if self.size > 1:
-            torch.distributed.barrier()
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
 
     def mean(self, tensor: Tensor) -> Tensor:
         """`tensor` averaged over the processes, the same in all of them."""
         if self.size == 1:
             return tensor
-        total = tensor.clone()
-        torch.distributed.all_reduce(total)
-        return total / self.size
+        from accelerate.utils import reduce
+
+        return reduce(tensor, "mean")
 
     def average_gradients(self, model: nn.Module) -> None:
         """Give every process the gradient of the whole batch, from those of its equal shares."""
@@ -77,13 +79,13 @@ class Team:
         """Every process's `value`, by rank, in all of them."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
 
 
-def join_team(device: str | torch.device = "auto") -> Team:
-    """The processes started together with this one, or a team of one.
+def process_group(device: str | torch.device = "auto") -> ProcessGroup:
+    """The processes that were started together with this one, or a group of one.
 
     Several are started by `accelerate launch -m inctrl_lite ...` or, in a notebook, by
     `accelerate.notebook_launcher`; each then gets a device of its own. "cpu" keeps all of them on the CPU.
@@ -93,12 +95,12 @@ def join_team(device: str | torch.device = "auto") -> Team:
     Raises:
         InctrlError: no such device here.
     """
-    # A lone process leaves accelerate's state untouched: processes that a notebook forks later inherit it.
+    # A single process leaves accelerate's state untouched: processes that a notebook forks later inherit it.
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team(0, 1, pick_device(device))
+        return ProcessGroup(0, 1, pick_device(device))
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or pick_device(device).type == "cpu"
     state = PartialState(cpu=on_cpu)
-    return Team(state.process_index, state.num_processes, state.device)
+    return ProcessGroup(state.process_index, state.num_processes, state.device)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from inctrl_lite.errors import InctrlError
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from inctrl_lite.backbone import Backbone
+    from inctrl_lite.backbones.base import Backbone
 
 NORMAL_STATES = (
     "{}",
@@ -84,12 +86,18 @@ def text_prototype(embeddings: Float[Tensor, "P D"]) -> Float[Tensor, " D"]:
 def text_prototypes(backbone: Backbone, category: str) -> Float[Tensor, "2 D"]:
     """The normal and the anomalous prototype of a category, each of unit length (paper, section 3.4).
 
-    Costs a pass of the text tower over 242 sentences; the backbone, which is frozen, remembers the result.
+    Costs a pass of the text encoder over 242 sentences. The text encoder is frozen and remembers the result.
+
+    Raises:
+        InctrlError: the backbone has no text encoder.
     """
-    known = backbone.__dict__.setdefault("_prototypes", {})
-    key = (category, str(backbone.device))
-    if key not in known:
-        known[key] = torch.stack(
-            [text_prototype(backbone.encode_text(prompts)) for prompts in text_prompts(category)]
+    encoder = backbone.text_encoder
+    if encoder is None:
+        raise InctrlError(
+            f"the backbone {backbone.name!r} has no text encoder: choose a CLIP, such as 'tiny'"
         )
-    return known[key]
+    key = (category, str(backbone.device))
+    if key not in encoder.remembered:
+        prototypes = [text_prototype(encoder.encode(sentences)) for sentences in text_prompts(category)]
+        encoder.remembered[key] = torch.stack(prototypes)
+    return encoder.remembered[key]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inctrl_lite.data.category import Category, Item
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import read_labelled
 from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
@@ -114,7 +114,7 @@ def score_folder(
             f"{normals} holds {len(pool)} normal images, fewer than the {shots} asked for: add some, or ask "
             "for fewer shots"
         )
-    prompts = draw_prompts(Category("folder", category, "", tuple(pool), ()), shots, seed)
+    prompts = draw_support(Category("folder", category, "", tuple(pool), ()), shots, seed)
     detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
     detector.fit([item.image for item in prompts], category)
     fitted = detector.categories[category]

@@ -9,82 +9,84 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Bool, Float
 from PIL import Image
+
+from inctrl_lite.preprocess import Preprocessor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 MAP_COLOURS = "inferno"
 MAP_LABEL = "patch residual (1 - cos) / 2"
 
 
-def visible_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The central square of a picture (width, height), which a backbone sees: left, top, right, bottom."""
-    width, height = size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+WHOLE = Preprocessor((1, 1), "squeeze")  # a map that covers the whole picture
+MAX_DRAWN = 1600  # pixels of the longer side of an overlay: enough for a screen, and memory stays bounded
 
 
-def upsample_to_image(patch_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A patch map [h, w] at the size of its picture: [H, W], bilinear; NaN outside the central square.
+def colour_range(statistics: Float[Tensor, "N 2"]) -> tuple[float, float]:
+    """Limits of the colour scale for a category: from what is usual among its normal images to far beyond.
 
     Args:
-        size: (width, height) of the picture.
+        statistics: mean and standard deviation of normal residuals (`SupportSet.normal_statistics`).
+
+    Dark is as different as normal images are from each other, bright is 8 standard deviations more.
     """
-    left, top, right, bottom = visible_box(size)
-    small = Image.fromarray(np.asarray(patch_map, np.float32))
-    large = np.full((size[1], size[0]), np.nan, np.float32)
-    large[top:bottom, left:right] = small.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-    return large
-
-
-def colour_range(spread: tuple[float, float]) -> tuple[float, float]:
-    """Limits of the colour scale for a category: from what is usual among its normal prompts to far beyond.
-
-    Args:
-        spread: mean and deviation of what is usual (`NormalPrompt.spread`), on average over the patches.
-
-    Dark is then as unlike as normal images are to each other, bright is 8 deviations more.
-    """
-    mean, deviation = spread
-    return mean, mean + 8 * max(deviation, 0.005)
+    mean, std = statistics.mean(0).tolist()
+    return mean, mean + 8 * max(std, 0.005)
 
 
 def overlay(
-    image: Image.Image, patch_map: np.ndarray, limits: tuple[float, float] = (0.0, 1.0)
+    image: Image.Image,
+    patch_map: Float[np.ndarray, "h w"],
+    limits: tuple[float, float] = (0.0, 1.0),
+    preprocessor: Preprocessor = WHOLE,
 ) -> Image.Image:
-    """The picture in grey with its residual map laid over it; strong residuals hide more of the picture."""
+    """The picture in grey with its residual map over it; strong residuals hide more of the picture.
+
+    Args:
+        image: a picture; a large one is drawn at `MAX_DRAWN` pixels.
+        patch_map: residuals on a grid over the model's input.
+        limits: residuals that are drawn darkest and brightest.
+        preprocessor: how the input lies in the picture; without it, the input is the whole picture.
+    """
     import matplotlib
 
+    image = image.copy()
+    image.thumbnail((MAX_DRAWN, MAX_DRAWN))
     low, high = limits
-    values = np.clip((upsample_to_image(patch_map, image.size) - low) / (high - low), 0, 1)
+    values = np.clip((preprocessor.to_picture(patch_map, image.size) - low) / (high - low), 0, 1)
     alpha = np.nan_to_num(0.15 + 0.65 * values)[..., None]
-    colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values))[..., :3]
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float32) / 255
-    blended = grey * (1 - alpha) + colours * alpha
-    return Image.fromarray(np.round(255 * blended).astype(np.uint8))
+    colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values), bytes=True)[..., :3]
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    blended = grey * (1 - alpha) + colours.astype(np.float32) * alpha
+    return Image.fromarray(np.round(blended).astype(np.uint8))
 
 
 def score_figure(
     image: Image.Image,
-    patch_map: np.ndarray,
+    patch_map: Float[np.ndarray, "h w"],
     score: float,
     *,
     title: str = "",
-    mask: np.ndarray | None = None,
+    mask: Bool[np.ndarray, "H W"] | None = None,
     limits: tuple[float, float] = (0.0, 1.0),
+    preprocessor: Preprocessor = WHOLE,
 ) -> Figure:
     """Picture, residual map and overlay side by side; the outline of a known defect, if a mask is given."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
+    drawn_over, (width, height) = overlay(image, patch_map, limits, preprocessor), image.size
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # the overlay may be smaller than the picture
     left.imshow(image)
     left.set_title(title or "query", fontsize=10, parse_math=False)  # a file may be called a$b$.png
     drawn = middle.imshow(patch_map, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1])
     middle.set_title(f"residual map {patch_map.shape[0]} x {patch_map.shape[1]}", fontsize=10)
-    right.imshow(overlay(image, patch_map, limits))
+    right.imshow(drawn_over, extent=extent)
     right.set_title(f"score {score:.3f}", fontsize=10)
     for axes in (left, middle, right):
         axes.set_axis_off()

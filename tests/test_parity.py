@@ -41,9 +41,10 @@ def test_other_blocks_are_noticed(monkeypatch):
 
 
 def test_a_missing_half_is_noticed(monkeypatch):
-    import inctrl_lite.model as model
+    import inctrl_lite.evidence as evidence
 
-    monkeypatch.setattr(model, "patch_residual_map", lambda q, p: 2 * residual.patch_residual_map(q, p))
+    doubled = lambda *arguments: 2 * residual.stage_residual_maps(*arguments)  # noqa: E731
+    monkeypatch.setattr(evidence, "stage_residual_maps", doubled)
     failed = failing_terms()
     assert "f32/eval_K1/patch_map" in failed and "f32/trainF/loss" in failed
     assert "f32/eval_K1/text_score" not in failed

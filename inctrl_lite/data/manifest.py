@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from inctrl_lite.data.category import Category, Item
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import load_folder
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text
@@ -214,7 +214,7 @@ def write_prompts(path: str | Path, categories: Sequence[Category], shots: int, 
     Raises:
         InctrlError: a category has fewer normal images than `shots`.
     """
-    drawn = {category.name: draw_prompts(category, shots, seed) for category in categories}
+    drawn = {category.name: draw_support(category, shots, seed) for category in categories}
     record = {
         "version": VERSION,
         "dataset": categories[0].dataset,

@@ -1,0 +1,186 @@
+"""Backbones of timm: Vision Transformers and convolutional networks, without words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from inctrl_lite.backbones.base import (
+    Backbone,
+    ImageFeatures,
+    Stage,
+    check_taps,
+    region_tokens,
+)
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.preprocess import Preprocessor
+
+
+class TimmViT(Backbone):
+    """A frozen Vision Transformer of timm (DINOv2, DINOv3, ...), at the image size that it was trained at.
+
+    The global embedding is the class token after the final norm (D = C); stages are residual-stream outputs.
+
+    Attributes:
+        taps: blocks whose patch tokens are the stages, counted from 1.
+    """
+
+    def __init__(self, model: nn.Module, name: str, pretrained: str | None, taps: Sequence[int] | None):
+        super().__init__()
+        self.taps = check_taps(taps, len(model.blocks), name)
+        self.model = model.eval().requires_grad_(False)
+        self.preprocessor, self.name, self.pretrained = _preprocessor(model), name, pretrained
+        self.map_grid = tuple(model.patch_embed.grid_size)
+        self.embed_dim = model.embed_dim
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"name": self.name, "pretrained": self.pretrained, "taps": list(self.taps)}
+
+    @property
+    def visual(self) -> nn.Module:
+        return self.model
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
+        tokens, tapped = self.model.forward_intermediates(
+            images, indices=[tap - 1 for tap in self.taps], output_fmt="NLC"
+        )
+        regions = region_tokens(tokens[:, self.model.num_prefix_tokens :], self.map_grid)
+        stages = tuple(Stage(one, self.map_grid) for one in tapped)
+        return ImageFeatures(tokens[:, 0], stages, self.map_grid, regions)
+
+
+class TimmCNN(Backbone):
+    """A frozen convolutional network of timm (EfficientNet, ConvNeXt, ResNet, ...); any input size fits.
+
+    The global embedding is the pooled output of the network without its classifier. The last three stages are
+    compared, each averaged over 3 x 3 positions, which gives a token the surroundings that a single position
+    of an early stage lacks (as in PatchCore). The residual map has the grid of the middle stage.
+
+    Attributes:
+        taps: stages that are compared, counted from 1 as `forward_intermediates` numbers them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        pretrained: str | None = None,
+        taps: Sequence[int] | None = None,
+        preprocessor: Preprocessor | None = None,
+        image_size: int | None = None,
+    ):
+        super().__init__()
+        # channels_last: twice as fast on a CPU (benchmarks/speed.py)
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.name, self.pretrained, self.image_size = name, pretrained, image_size
+        self.preprocessor = preprocessor or _preprocessor(model)
+        if image_size is not None:
+            self.preprocessor = replace(self.preprocessor, size=(image_size, image_size))
+        count = len(model.feature_info)
+        self.taps = check_taps(taps if taps is not None else range(max(1, count - 2), count + 1), count, name)
+        sizes = self.encode_images(torch.zeros(1, 3, *self.preprocessor.size))
+        self.map_grid, self.embed_dim = sizes.map_grid, sizes.global_embedding.shape[-1]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        found = {"name": self.name, "pretrained": self.pretrained, "taps": list(self.taps)}
+        return found | ({} if self.image_size is None else {"image_size": self.image_size})
+
+    @property
+    def visual(self) -> nn.Module:
+        return self.model
+
+    @torch.no_grad()
+    def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
+        images = images.contiguous(memory_format=torch.channels_last)
+        last, tapped = self.model.forward_intermediates(images, indices=[tap - 1 for tap in self.taps])
+        embedding = self.model.forward_head(last, pre_logits=True)
+        return ImageFeatures(
+            embedding.flatten(1),
+            tuple(local_stage(maps) for maps in tapped),
+            tuple(tapped[len(tapped) // 2].shape[-2:]),
+        )
+
+
+def local_stage(maps: Float[Tensor, "B C h w"]) -> Stage:
+    """Feature maps as tokens, each averaged over the 3 x 3 positions around it."""
+    local = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+    return Stage(local.flatten(2).transpose(1, 2), tuple(maps.shape[-2:]))  # [B, h w, C]
+
+
+def load_timm(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    taps: Sequence[int] | None = None,
+    image_size: int | None = None,
+    label: str | None = None,
+) -> Backbone:
+    """An image tower of timm.
+
+    Args:
+        name: a model ("vit_small_patch14_dinov2": random weights) or model.tag ("...dinov2.lvd142m": fetched
+            once from the Hub).
+        pretrained: a weights file, in place of fetching.
+        taps: blocks (ViT) or stages (CNN) to compare, counted from 1; None: three in the second half.
+        image_size: side of the input, for convolutional networks; None: the one of the weights.
+        label: the backbone's name; None: `name`.
+
+    Raises:
+        InctrlError: unknown model, missing or unfit file, no network, or a model that is neither a Vision
+            Transformer nor a convolutional network with `forward_intermediates`.
+    """
+    import timm
+
+    label = label or name
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[-1]}*")[:3]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InctrlError(f"timm has no model {name!r}{hint}")
+    if pretrained and not Path(pretrained).is_file():
+        raise InctrlError(f"no weights file {pretrained}; leave it out to fetch those of a name.tag")
+    overlay = {"file": str(pretrained)} if pretrained else None
+    try:
+        model = timm.create_model(
+            name, pretrained=bool(pretrained) or "." in name, pretrained_cfg_overlay=overlay, num_classes=0
+        )
+    except Exception as error:  # timm and the Hub's client raise of many kinds
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise InctrlError(
+            f"{label!r} could not be loaded ({cause}). Without a network, fetch its weights file elsewhere "
+            "and give its path (pretrained)"
+        ) from error
+    if hasattr(model, "blocks") and hasattr(getattr(model, "patch_embed", None), "grid_size"):
+        if image_size is not None:
+            raise InctrlError(
+                f"{label!r} has one image size, {_preprocessor(model).size}: leave image_size out"
+            )
+        return TimmViT(model, label, pretrained, taps)
+    if hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
+        return TimmCNN(model, label, pretrained, taps, image_size=image_size)
+    raise InctrlError(
+        f"{label!r} is a {type(model).__name__}: choose a plain Vision Transformer or a convolutional network"
+    )
+
+
+def _preprocessor(model: nn.Module) -> Preprocessor:
+    """The weights' own preprocessing, but without cutting borders off: defects lie there too."""
+    from timm.data import resolve_data_config
+
+    settings = resolve_data_config(model=model)
+    rows, columns = settings["input_size"][1:]
+    return Preprocessor(
+        size=(rows, columns),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        interpolation=settings["interpolation"],
+    )

@@ -1,0 +1,9 @@
+"""Heads: the learned part, one file each. A new head is its file and one line here."""
+
+from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
+from inctrl_lite.heads.lite import LiteConfig, LiteHead
+from inctrl_lite.heads.paper import PaperHead
+
+HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead}
+
+__all__ = ["HEADS", "TERMS", "Adapter", "Head", "LiteConfig", "LiteHead", "PaperHead", "ScoreHead", "fuse"]

@@ -1,0 +1,102 @@
+"""What a head is: the learned part, from evidence to scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from inctrl_lite.evidence import Evidence, Scores
+
+TERMS = ("text", "image", "patch")
+
+
+class Head(nn.Module, ABC):
+    """Evidence in, scores out. All that is learned lies in a head.
+
+    Attributes:
+        terms: which terms the score is made of; all but for ablations.
+        needs_text: it uses the text prototypes.
+        needs_statistics: it uses the support set's `normal_statistics`.
+        augments_support: the support set is to hold augmented copies when images are scored.
+        loss_on_logits: the focal loss passes its scores through a second sigmoid, as the public code does.
+    """
+
+    needs_text: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
+    augments_support: ClassVar[bool] = False
+    loss_on_logits: ClassVar[bool] = False
+    terms: tuple[str, ...] = TERMS
+
+    @abstractmethod
+    def forward(self, evidence: Evidence) -> Scores:
+        """Scores of B queries, each in (0, 1); `Scores` says what each term is."""
+
+
+class Adapter(nn.Module):
+    """Psi: two linear layers without bias, ReLU after each; no skip connection (public code).
+
+    Args:
+        width: D of the global embedding.
+        reduction: the hidden layer has D / reduction units.
+    """
+
+    def __init__(self, width: int, reduction: int = 4):
+        super().__init__()
+        self.down = nn.Linear(width, width // reduction, bias=False)
+        self.up = nn.Linear(width // reduction, width, bias=False)
+
+    def forward(self, embedding: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
+        """Adapted embeddings, each at least 0."""
+        return self.up(self.down(embedding).relu()).relu()
+
+
+class ScoreHead(nn.Module):
+    """Eta and phi: three linear layers from a vector to a score in (0, 1).
+
+    BatchNorm comes after the ReLU, as in the public code.
+
+    Args:
+        width: of the input vector.
+        norm: use BatchNorm.
+    """
+
+    def __init__(self, width: int, norm: bool = True):
+        super().__init__()
+        self.layer1, self.layer2, self.layer3 = nn.Linear(width, 128), nn.Linear(128, 64), nn.Linear(64, 1)
+        self.norm1: nn.Module = nn.BatchNorm1d(128) if norm else nn.Identity()
+        self.norm2: nn.Module = nn.BatchNorm1d(64) if norm else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B W"]) -> Float[Tensor, " B"]:
+        """Scores in (0, 1)."""
+        x = self.norm1(self.layer1(x).relu())
+        x = self.norm2(self.layer2(x).relu())
+        return self.layer3(x).sigmoid().squeeze(-1)
+
+
+def fuse(
+    terms: Collection[str],
+    patches: Float[Tensor, "B M"],
+    image: Float[Tensor, " B"],
+    text: Float[Tensor, " B"],
+) -> Float[Tensor, "B M"]:
+    """The holistic map (paper, Eq. 7): the image score and the text score are added to every patch.
+
+    Terms that are not among `terms` count as 0: that is how an ablation is trained.
+
+    >>> patches, half = torch.tensor([[0.0, 1.0]]), torch.tensor([0.5])
+    >>> fuse(("patch", "image"), patches, image=half, text=half).tolist()
+    [[0.5, 1.5]]
+    """
+    parts = {"patch": patches, "image": image[:, None], "text": text[:, None]}
+    total = torch.zeros_like(patches)
+    for term in terms:
+        total = total + parts[term]
+    return total
+
+
+Settings = dict[str, Any]

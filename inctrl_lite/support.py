@@ -1,0 +1,83 @@
+"""The support set: K normal images of a category, encoded, and how they differ from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from inctrl_lite.augment import augmentation_count
+from inctrl_lite.backbones.base import ImageFeatures, Stage
+from inctrl_lite.residual import leave_one_out_maps, normal_residual_statistics
+from inctrl_lite.tensors import TensorRecord
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSet(TensorRecord):
+    """K encoded normal images: one support set [K, ...], or one for each query [B, K, ...].
+
+    M counts the K images and, after them, their augmented copies, image by image.
+
+    Attributes:
+        global_embedding: of the K images [..., K, D].
+        stages: patch tokens [..., M, N, C] of each stage.
+        map_grid: rows and columns of residual maps.
+        regions: region tokens [..., M, Q, C], or None.
+        normal_maps: residual maps of the K images against each other [..., K, N] (`leave_one_out_maps`); None
+            where no head asks for them.
+        normal_statistics: their mean and standard deviation at each patch [..., N, 2]
+            (`normal_residual_statistics`), or None.
+    """
+
+    global_embedding: Float[Tensor, "*batch K D"]
+    stages: tuple[Stage, ...]
+    map_grid: tuple[int, int]
+    regions: Stage | None = None
+    normal_maps: Float[Tensor, "*batch K N"] | None = None
+    normal_statistics: Float[Tensor, "*batch N 2"] | None = None
+
+    @property
+    def shots(self) -> int:
+        """K."""
+        return self.global_embedding.shape[-2]
+
+    @classmethod
+    def of(
+        cls, features: ImageFeatures, augmented: ImageFeatures | None = None, statistics: bool = True
+    ) -> SupportSet:
+        """The support set of K encoded normal images.
+
+        Args:
+            features: of the K images.
+            augmented: of their augmented copies, tensors [K, A, ...] (`Encoder.encode_augmented`). Of each
+                image as many are kept as `augmentation_count` allows.
+            statistics: compare the images with each other. A head says whether it needs it.
+        """
+        seen, copies = features, None
+        count = augmentation_count(len(features))
+        if augmented is not None and count:
+            augmented = augmented.map(lambda tensor: tensor[:, :count])
+            copies = augmented.stages
+            seen = ImageFeatures.cat([features, augmented.map(lambda tensor: tensor.flatten(0, 1))])
+        maps = leave_one_out_maps(features.stages, features.map_grid, copies) if statistics else None
+        return cls(
+            features.global_embedding,
+            seen.stages,
+            features.map_grid,
+            seen.regions,
+            maps,
+            None if maps is None else normal_residual_statistics(maps, features.map_grid),
+        )
+
+    @classmethod
+    def per_query(cls, features: ImageFeatures, statistics: bool = True) -> SupportSet:
+        """One support set for each of B queries, without augmented copies.
+
+        Args:
+            features: of the K images of each query, tensors [B, K, ...].
+            statistics: as in `of`.
+        """
+        if statistics:
+            return cls.stack([cls.of(features[i]) for i in range(len(features))])
+        return cls(features.global_embedding, features.stages, features.map_grid, features.regions)

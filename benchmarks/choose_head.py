@@ -22,18 +22,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from inctrl_lite import Backbone, InCTRL
+from inctrl_lite import load_backbone, InCTRL
 from inctrl_lite.backbone import ImageFeatures
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
-from inctrl_lite.features import encode_items
+from inctrl_lite.store import encode_items
 from inctrl_lite.files import write_text
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.metrics import auroc
 from inctrl_lite.model import HEADS, Scores, whole_residuals
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines, usual_residuals
+from inctrl_lite.residual import image_residual, layer_residual_maps, text_cosines, normal_residual_statistics
 
 TRAIN, NORMAL, ANOMALOUS = 12, 16, 20  # images a category: prompts' pool, test normals, test anomalies
 FOLDS, TRAIN_SHOTS, TEST_SHOTS, SEEDS, BATCH = 3, 4, (2, 4, 8), 3, 48
@@ -74,7 +74,7 @@ def compare(table: Table, queries: Tensor, prompt: Tensor) -> tuple[Tensor, Tens
     among = table.residuals[prompt][:, prompt].float()
     itself = torch.eye(len(prompt), dtype=torch.bool)[:, :, None, None]
     left_out = among.masked_fill(itself, 2.0).amin(1).mean(1)
-    return maps, usual_residuals(left_out, table.features.grid)
+    return maps, normal_residual_statistics(left_out, table.features.grid)
 
 
 def score(
@@ -99,19 +99,19 @@ def batch(tables: list[Table], seed: int) -> tuple[Tensor, ...]:
         maps, spread = compare(table, query, prompt)
         one, others = table.features[query], table.features[prompt]
         whole = whole_residuals(one, others)[0]
-        rows.append((maps[0], spread, one.cls[0], others.cls, whole, table.text, table.labels[query][0]))
+        rows.append((maps[0], spread, one.global_embedding[0], others.global_embedding, whole, table.text, table.labels[query][0]))
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))
 
 
 def train(tables: list[Table], head: str, seed: int) -> Iterator[tuple[int, InCTRL]]:
     """(steps, model) at each of `STEPS`."""
     torch.manual_seed(seed)
-    model = InCTRL(tables[0].features.cls.shape[1], tables[0].residuals.shape[-1], head)
+    model = InCTRL(tables[0].features.global_embedding.shape[1], tables[0].residuals.shape[-1], head)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     for step in range(max(STEPS)):
         *inputs, labels = batch(tables, 1_000_003 * seed + step)
         scores = score(model.train(), *inputs)
-        double = model.head.focal_on_logits
+        double = model.head.loss_on_logits
         loss = focal_loss(scores.final, labels, double_sigmoid=double)
         loss = loss + focal_loss(scores.image, labels, double_sigmoid=double)
         optimiser.zero_grad()
@@ -138,10 +138,10 @@ def evaluate(tables: list[Table], shots: int, model: InCTRL | None = None) -> di
         query, others = table.features[queries], table.features[prompt]
         if model is not None:
             spreads, whole = spread.expand(len(queries), -1, -1), whole_residuals(query, others)
-            ranked = {"final": score(model, maps, spreads, query.cls, others.cls, whole, table.text).final}
+            ranked = {"final": score(model, maps, spreads, query.global_embedding, others.global_embedding, whole, table.text).final}
         else:
-            cosines = F.normalize(query.cls, dim=-1) @ F.normalize(others.cls, dim=-1).T
-            text = text_cosines(query.cls, table.text)
+            cosines = F.normalize(query.global_embedding, dim=-1) @ F.normalize(others.global_embedding, dim=-1).T
+            text = text_cosines(query.global_embedding, table.text)
             ranked = {
                 "patch max": maps.amax(-1),
                 "class embedding, nearest prompt": -cosines.amax(-1),
@@ -153,7 +153,7 @@ def evaluate(tables: list[Table], shots: int, model: InCTRL | None = None) -> di
 
 
 def main() -> None:
-    backbone = Backbone.load("tiny")
+    backbone = load_backbone("tiny")
     world = load_world(AUXILIARY, train=TRAIN, normal=NORMAL, anomalous=ANOMALOUS)
     tables = [tabulate(backbone, category) for category in tqdm(world, desc="comparing")]
     families = sorted({table.family for table in tables})

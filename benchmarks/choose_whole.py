@@ -25,17 +25,17 @@ from numpy.random import default_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inctrl_lite import Backbone, residual
-from inctrl_lite.backbone import VIEWS, ImageFeatures, view_count
+from inctrl_lite import load_backbone, residual
+from inctrl_lite.backbone import SUPPORT_AUGMENTATIONS, ImageFeatures, augmentation_count
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
-from inctrl_lite.features import encode_items, encode_views
+from inctrl_lite.store import encode_items, encode_views
 from inctrl_lite.files import write_text
 from inctrl_lite.metrics import auroc
-from inctrl_lite.model import NormalPrompt
+from inctrl_lite.model import SupportSet
 from inctrl_lite.tiny.corpus import (
     INVENTED_CHARACTERS,
     SILHOUETTES,
@@ -172,12 +172,12 @@ def development() -> dict[str, list[Category]]:
 
 
 def whole_image(
-    query: ImageFeatures, prompt: NormalPrompt, patches: dict[float, Tensor]
+    query: ImageFeatures, prompt: SupportSet, patches: dict[float, Tensor]
 ) -> dict[str, Tensor]:
     """Scores of the whole alone, and of patches or whole for every setting."""
-    shots, by_class, by_place = len(prompt.cls), {}, {}
+    shots, by_class, by_place = len(prompt.global_embedding), {}, {}
     for residual.USUAL_VOTES, residual.USUAL in product(VOTES, USUAL):
-        found = residual.class_residual(query.cls, prompt.cls)
+        found = residual.class_residual(query.global_embedding, prompt.global_embedding)
         by_class[residual.USUAL_VOTES, residual.USUAL] = (found + 1e-3).log()
     for residual.USUAL_VOTES, residual.PLACE_USUAL in product(VOTES, PLACE_USUAL):
         found = residual.place_residual(query.places, prompt.places, shots)
@@ -212,15 +212,15 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
         for shots in SHOTS:
             for start in range(0, POOL, shots):
                 rows = slice(start, start + shots)
-                own_views = views[start * len(VIEWS) : (start + shots) * len(VIEWS)]
-                prompt = NormalPrompt.of(features[rows], own_views)
+                own_views = views[start * len(SUPPORT_AUGMENTATIONS) : (start + shots) * len(SUPPORT_AUGMENTATIONS)]
+                prompt = SupportSet.of(features[rows], own_views)
                 maps = residual.patch_residual_map(query.patches, prompt.patches)
                 plain = residual.patch_residual_map(query.patches, features[rows].patches).amax(1)
                 ranked, surprise = {"patch max": maps.amax(1), "patch max, one view": plain}, {}
-                in_views = own_views.patches.unflatten(0, (shots, -1))[:, : view_count(shots)]
+                in_views = own_views.patches.unflatten(0, (shots, -1))[:, : augmentation_count(shots)]
                 others = residual.leave_one_out_maps(features[rows].patches, in_views)
                 for own in OWN:  # as in LiteHead
-                    mean, deviation = residual.usual_residuals(others, features.grid, own).unbind(-1)
+                    mean, deviation = residual.normal_residual_statistics(others, features.grid, own).unbind(-1)
                     largest = ((maps - mean) / (deviation + 1e-3)).amax(1)
                     ranked[f"patch max, own {own}"] = largest
                     surprise[own] = (largest / 4 - 1).sigmoid()
@@ -230,7 +230,7 @@ def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, li
 
 
 def main() -> None:
-    backbone = Backbone.load(*(f"local-dir:{folder}" for folder in sys.argv[1:2]))
+    backbone = load_backbone(*(f"local-dir:{folder}" for folder in sys.argv[1:2]))
     table: dict[str, dict[str, float]] = defaultdict(dict)
     for name, categories in tqdm(development().items()):
         found: dict[str, list[float]] = defaultdict(list)

@@ -8,15 +8,15 @@ from itertools import product
 import pandas as pd
 import torch
 
-from inctrl_lite.backbone import Backbone
+from inctrl_lite.backbones import load_backbone
 from inctrl_lite.baselines import Images
 from inctrl_lite.baselines.inctrl import InCTRLMethod, load_table, train_on_table
 from inctrl_lite.baselines.nearest import ClassNearest, PatchMax, PatchMaxOneView
 from inctrl_lite.benchmark import PAPER_HEAD, embedded
 from inctrl_lite.benchmark_report import MINE
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.worlds import EVALUATION, load_world
-from inctrl_lite.features import FeatureStore
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.metrics import auroc
 from inctrl_lite.model import InCTRL
 
@@ -53,7 +53,7 @@ def _world(world, trained, backbone, store, shots, prompts) -> Iterator[dict]:
     for category in load_world(world):
         labels = [item.label for item in category.test]
         queries = Images(category.test, backbone, store)
-        draws = {(k, p): draw_prompts(category, k, p) for k, p in product(shots, range(prompts))}
+        draws = {(k, p): draw_support(category, k, p) for k, p in product(shots, range(prompts))}
         drawn = list(dict.fromkeys(item for prompt in draws.values() for item in prompt))
         pool = Images(drawn, backbone, store)
         for (k, p), prompt in draws.items():

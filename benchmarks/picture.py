@@ -1,6 +1,6 @@
 """The README's picture: python benchmarks/picture.py
 
-For each evaluation world, a normal prompt and the first anomalous test image (not picked by hand) with its
+For each evaluation world, a normal image and the first anomalous test image (not picked by hand) with its
 residual map, K = 4. Writes benchmarks/results/demo.png.
 """
 
@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from inctrl_lite import AnomalyDetector
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.worlds import EVALUATION, load_world
 from inctrl_lite.viz import MAP_COLOURS
 
@@ -25,7 +25,7 @@ def main() -> None:
     axes = figure.subplots(3, len(WORLDS))
     for column, world in enumerate(WORLDS):
         category = load_world(world, normal=0, anomalous=1)[0]
-        prompts = draw_prompts(category, 4, seed=0)
+        prompts = draw_support(category, 4, seed=0)
         detector.fit([item.image for item in prompts], category.name)
         query = category.test[0]
         prediction = detector.predict(query.image, category.name)[0]
@@ -35,7 +35,7 @@ def main() -> None:
         axes[0, column].set_title(world, fontsize=9)
         axes[1, column].set_xlabel(query.defect, fontsize=9)
         axes[2, column].set_xlabel(f"score {prediction.score:.2f}", fontsize=9)
-    for row, label in enumerate(("one of K = 4\nnormal prompts", "anomalous query", "residual map")):
+    for row, label in enumerate(("one of K = 4\nnormal images", "anomalous query", "residual map")):
         axes[row, 0].set_ylabel(label, fontsize=9)
     bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=axes[2, :], location="right", aspect=8)
     bar.set_ticks([0, 1], labels=["usual", "far\nbeyond"])

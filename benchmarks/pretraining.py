@@ -21,9 +21,9 @@ from crossed import crossed, mean_of_worlds
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from inctrl_lite.backbone import Backbone
+from inctrl_lite.backbones import load_backbone
 from inctrl_lite.benchmark_report import MINE
-from inctrl_lite.features import FeatureStore
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.files import write_text
 from inctrl_lite.tiny.corpus import SIZE
 from inctrl_lite.tiny.pretrain import CROWD_KEEPS, PATCH, RECIPES, Recipe
@@ -51,7 +51,7 @@ def patches_seen(recipe: Recipe) -> np.ndarray:
 def quality(folder: Path) -> dict[str, float]:
     """Mean AUROC over the unseen worlds at K = 4, by method."""
     with TemporaryDirectory() as place:
-        backbone = Backbone.load(f"local-dir:{folder}")
+        backbone = load_backbone(f"local-dir:{folder}")
         table = crossed(backbone, FeatureStore(backbone, place), [SHOTS], PROMPTS, HEADS)
     means = mean_of_worlds(table).groupby("method")["auroc"].mean()
     return means[list(METHODS)].to_dict()

@@ -1,7 +1,7 @@
 """How fast scoring and training are, as ratios measured in one run: python benchmarks/speed.py
 
 1. Scoring a query with a fitted detector against open_clip's bare `encode_image` on the same batch, and
-   against doing what need not be done twice (text prompts and normal prompts encoded for every query).
+   against doing what need not be done twice (text prompts and normal images encoded for every query).
 2. A training step from stored features against encoding query and prompts in the step.
 3. Peak memory of scoring against the number of images.
 4. Cost against K, prompts seen in more views or in one, and against the number of images.
@@ -28,9 +28,10 @@ from inctrl_lite.backbone import PAPER, Backbone
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.environment import environment
-from inctrl_lite.features import FeatureStore, encode_items
+from inctrl_lite.store import FeatureStore, encode_items
 from inctrl_lite.losses import focal_loss
-from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.model import InCTRL
+from inctrl_lite.support import SupportSet
 from inctrl_lite.prompts import text_prompts, text_prototypes
 from inctrl_lite.training import load_episodes
 
@@ -58,7 +59,7 @@ def paired(first: Callable, second: Callable, repeats: int) -> dict[str, float]:
 def backbone_and_model(quick: bool) -> tuple[Backbone, InCTRL]:
     """The paper's architecture with random weights (speed does not depend on them), or the embedded one."""
     torch.manual_seed(0)
-    backbone = Backbone.load("tiny") if quick else Backbone.load(PAPER[0])
+    backbone = load_backbone("tiny") if quick else load_backbone(PAPER[0])
     return backbone, InCTRL(backbone.embed_dim, backbone.num_patches).eval()
 
 
@@ -67,17 +68,17 @@ def scoring(backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, r
     """Part 1."""
     images = torch.randn(batch, 3, *backbone.image_size)
     normals = torch.randn(shots, 3, *backbone.image_size)
-    prompt = NormalPrompt.of(backbone.encode_image(normals))
+    prompt = SupportSet.of(backbone.encode_images(normals))
     text = text_prototypes(backbone, "bottle")
     sentences = sum(map(len, text_prompts("bottle")))
 
     fitted = paired(
-        lambda: model(backbone.encode_image(images), prompt, text),
-        lambda: backbone.clip.encode_image(images),
+        lambda: model(backbone.encode_images(images), prompt, text),
+        lambda: backbone.clip.encode_images(images),
         repeats,
     )
     again = seconds(lambda: text_prototypes(backbone, "bottle")) + seconds(
-        lambda: backbone.encode_image(normals)
+        lambda: backbone.encode_images(normals)
     )
     per_image = fitted["first_s"] / batch
     return {
@@ -161,10 +162,10 @@ def growth(repeats: int = 9) -> dict[str, dict]:
     text = text_prototypes(backbone, "bottle")
     images = torch.randn(32, 3, *backbone.image_size)
 
-    def prompt_of(shots: int, views: bool) -> NormalPrompt:
+    def prompt_of(shots: int, views: bool) -> SupportSet:
         normals = torch.randn(shots, 3, *backbone.image_size)
-        return NormalPrompt.of(
-            backbone.encode_image(normals), backbone.encode_views(normals) if views else None
+        return SupportSet.of(
+            backbone.encode_images(normals), backbone.encode_views(normals) if views else None
         )
 
     by_shots = {}
@@ -173,7 +174,7 @@ def growth(repeats: int = 9) -> dict[str, dict]:
         for name, views in (("in views", True), ("in one view", False)):
             prompt = prompt_of(shots, views)
             times = [
-                seconds(lambda p=prompt: model(backbone.encode_image(images), p, text))
+                seconds(lambda p=prompt: model(backbone.encode_images(images), p, text))
                 for _ in range(repeats + 1)
             ]
             by_shots[str(shots)][name] = 1000 * statistics.median(times[1:]) / len(images)
@@ -182,7 +183,7 @@ def growth(repeats: int = 9) -> dict[str, dict]:
     for count in (32, 128, 512, 2048):
         batches = count // len(images)
         by_count[str(count)] = seconds(
-            lambda b=batches: [model(backbone.encode_image(images), prompt, text) for _ in range(b)]
+            lambda b=batches: [model(backbone.encode_images(images), prompt, text) for _ in range(b)]
         )
     return {"ms per image by K": by_shots, "seconds by images": by_count}
 
@@ -198,7 +199,7 @@ def plot(grown: dict[str, dict], path: Path) -> None:
         values = [times[name] for times in by_shots.values()]
         left.plot([int(k) for k in by_shots], values, style, label=f"prompts {name}")
     left.set_xscale("log", base=2)
-    left.set(xlabel="K, normal prompts", ylabel="ms per image", ylim=(0, None))
+    left.set(xlabel="K, normal images", ylabel="ms per image", ylim=(0, None))
     left.set_xticks([int(k) for k in by_shots], by_shots)
     x, y = np.array([int(k) for k in by_count]), np.array(list(by_count.values()))
     right.loglog(x, y, "o-", label="measured, K = 4 in views")

@@ -21,10 +21,10 @@ import pandas as pd
 from crossed import crossed, spread
 from record import RESULTS, keep
 
-from inctrl_lite.backbone import Backbone
+from inctrl_lite.backbones import load_backbone
 from inctrl_lite.benchmark import FREE, Run, embedded, real, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, markdown, resample, verdict
-from inctrl_lite.features import FeatureStore
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
 from inctrl_lite.tiny.pretrain import Pretraining, Recipe
@@ -46,7 +46,7 @@ AIMS = {  # figure -> (data sets, K, aim of the mean AUROC)
 def untrained(folder: Path) -> Backbone:
     """The tower before its first step: random, but for the whitened patch embedding."""
     Pretraining(folder, Recipe(triplets=300, held_out=0)).export(folder / "weights")
-    backbone = Backbone.load(f"local-dir:{folder / 'weights'}")
+    backbone = load_backbone(f"local-dir:{folder / 'weights'}")
     backbone.name = "untrained tower"
     backbone.has_words = False  # its text tower has read nothing
     return backbone
@@ -145,7 +145,7 @@ def main() -> None:
         runs["real"] = run_benchmark(photographs, options.out, **settings)
     for name, run in runs.items():
         keep(run.folder, RESULTS / name)
-    backbone = Backbone.load()
+    backbone = load_backbone()
     pairs = crossed(backbone, FeatureStore(backbone), SHOTS, PROMPTS, HEADS)
     write_text(RESULTS / "crossed.csv", pairs.to_csv(index=False, float_format="%.4f"))
     summaries = {name: pd.read_csv(run.folder / "summary.csv") for name, run in runs.items()}

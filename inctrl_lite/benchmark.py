@@ -1,13 +1,14 @@
-"""The generalist benchmark: one model, trained once, against methods that see the same features and prompts.
+"""The generalist benchmark: one model, trained once, against methods that see the same features.
 
-A *cell* is (data set, category, K, seed). It is computed for all methods at once and written as a file of
-its own when it is finished, so that a run which was killed goes on where it was. Settings, versions and
-weights make up the name of the run's folder: other settings make another run, never a mixed one. A cell of
-images that have changed is computed again.
+A *cell* is (data set, category, K, draw of the support set). It is computed for all methods at once and
+written as a file of its own when it is finished, so that a run which was killed goes on where it was.
+Settings, versions and weights make up the name of the run's folder: other settings make another run, never a
+mixed one. A cell of images that have changed is computed again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -16,38 +17,33 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from inctrl_lite.backbone import PAPER, Backbone
-from inctrl_lite.baselines import MISSING, NEED_WORDS, TRAINING_FREE, Answer, Images, Method
-from inctrl_lite.baselines.coop import CoOp
-from inctrl_lite.baselines.inctrl import ABLATIONS, InCTRLMethod, load_table, train_on_table
+from inctrl_lite.backbones import Backbone, load_backbone
+from inctrl_lite.baselines import METHODS, MISSING, Answer, Auxiliary, Entry, Images, Method, methods_for
 from inctrl_lite.benchmark_report import write_tables
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import load_dataset
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, load_world
-from inctrl_lite.device import Team, join_team
+from inctrl_lite.device import process_group
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.features import FeatureStore
-from inctrl_lite.files import check_writable, write_text
+from inctrl_lite.files import check_writable, locked, read_checked, write_checked, write_text
 from inctrl_lite.metrics import image_metrics, pixel_metrics
-from inctrl_lite.model import TERMS, InCTRL
-from inctrl_lite.viz import upsample_to_image, visible_box
+from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.store import FeatureStore
 
-HEADS = 3  # InCTRL is trained from this many seeds; prompt seed s is scored by head s mod HEADS
-FREE = [method.name for method in TRAINING_FREE]
-ONE_VIEW = "InCTRL: one view"  # the lite head, against the prompts as they are
-PAPER_HEAD = "InCTRL: paper's head"  # beside the lite one, where that is the protocol's
+HEADS = 3  # trained methods are trained from this many seeds; each scores every draw of the support set
 COST = "cost.csv"
 CHUNK = 256  # test images in memory at once
+PIXELS = 256  # pixel metrics are computed on pictures whose longer side has at most so many pixels
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Protocol:
         name: "embedded", "real" or "paper".
         auxiliary: -> categories to train on.
         tests: data set -> its categories.
-        head: kind of InCTRL head.
+        head: the head whose ablations are run.
         steps: training steps.
         batches: batches of episodes that are computed for them.
         trained_on: the auxiliary set, by a name that no other has.
@@ -147,14 +143,23 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        cells: one row per method and cell: dataset, category, shots, seed, method, auroc, ap, f1_max,
-            pixel_auroc, aupro, seconds, error.
+        cells: one row per method, cell and trained head: dataset, category, shots, seed (of the draw), head,
+            method, auroc, ap, f1_max, pixel_auroc, aupro, seconds.
         failed: what went wrong, in words.
     """
 
     folder: Path
     cells: pd.DataFrame
     failed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell's place: its file, K and the draw of the support set."""
+
+    path: Path
+    shots: int
+    seed: int
 
 
 def run_benchmark(
@@ -169,25 +174,29 @@ def run_benchmark(
 ) -> Run:
     """Run all methods on all cells that are not there yet, then write the tables.
 
-    Several processes (see `device.join_team`) share the categories; the first one writes the tables.
+    Several processes (see `device.process_group`) share the categories; rank 0 writes the tables.
 
     Args:
         protocol: `embedded()`, `real(folder)` or `paper(folder)`.
         out: folder; this run gets a sub-folder of its own.
         shots: values of K.
-        seeds: prompt draws.
+        seeds: draws of the support set.
         device: where the backbone runs; each of several processes gets one of its own.
-        backbone: what to look with; None: the paper's for the paper's protocol, else the embedded one.
-        progress: show a progress bar.
+        backbone: None: the paper's for the paper's protocol, else the embedded tiny one.
+        progress: show progress bars.
 
     Returns:
         The run; `failed` names cells that could not be computed, all others are finished.
+
+    Raises:
+        InctrlError: `out` cannot be written, or another process runs the same benchmark there.
     """
     check_writable(out)
-    team = join_team(device)
-    backbone = backbone or Backbone.load(*(PAPER if protocol.name == "paper" else ()), device=team.device)
+    processes = process_group(device)
+    backbone = backbone or load_backbone("paper" if protocol.name == "paper" else "tiny")
+    backbone.to(processes.device)
     store = FeatureStore(backbone)
-    free = [method for method in TRAINING_FREE if backbone.has_words or method not in NEED_WORDS]
+    entries = methods_for(backbone, protocol.head)
     settings = {
         "protocol": protocol.name,
         "trained on": protocol.trained_on,
@@ -196,69 +205,87 @@ def run_benchmark(
         "batches": protocol.batches,
         "shots": list(shots),
         "seeds": seeds,
+        "heads": HEADS,
         "backbone": backbone.name,
-        "features": store.fingerprint,
-        "methods": [m.name for m in free] + (trained_methods(protocol) if backbone.has_words else []),
+        "features": store.folder.relative_to(store.root).as_posix(),
+        "methods": list(entries),
     }
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     folder = Path(out) / f"{protocol.name}-{digest}"
-    write_text(
-        folder / "run.json",
-        json.dumps({"settings": settings, "environment": environment(), "missing": MISSING}, indent=2) + "\n",
-    )
-    failed = []
-    work = [
-        (category, [cell for cell in cells if not _is_done(cell[0], held)])
-        for category, cells in _work(protocol, shots, seeds, folder, failed)
-        for held in [contents(category)]
-    ]
-    work = [(category, cells) for category, cells in work if cells]
-    trained: list[list[Method]] = [[]]
-    if work and backbone.has_words:
-        trained = train_methods(protocol, backbone, store, min(HEADS, seeds), team, progress)
-    if work and team.is_main and not (folder / COST).exists():
-        for category, _ in work:  # the first one that can be read
-            table = measure_cost([*free, *trained[0]], category, backbone, max(shots))
-            if len(table):
+    with locked(folder) if processes.is_main else contextlib.nullcontext():
+        facts = {"settings": settings, "environment": environment(), "missing": MISSING}
+        if processes.is_main:
+            write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+        failed: list[str] = []
+        work = []
+        for category, cells in list_cells(protocol, shots, seeds, folder, failed):
+            of = contents(category)
+            if open_cells := [cell for cell in cells if not is_done(cell.path, of)]:
+                work.append((category, open_cells))
+        methods: dict[str, list[Method]] = {}
+        if work:
+            auxiliary = Auxiliary(
+                protocol.auxiliary(), backbone, store, protocol.steps, protocol.batches, progress
+            )
+            methods = train_methods(entries, auxiliary, processes.rank, processes.size, processes.wait)
+        if work and processes.is_main and not (folder / COST).exists():
+            costs = (measure_cost(methods, category, backbone, max(shots)) for category, _ in work)
+            table = next((table for table in costs if len(table)), None)  # of the first that can be read
+            if table is not None:
                 write_text(folder / COST, table.to_csv(index=False))
-                break
-    mine = work[team.rank :: team.size]
-    bar = tqdm(mine, desc=protocol.name, unit="category", disable=not (progress and team.is_main))
-    for category, cells in bar:
-        bar.set_postfix_str(f"{category.dataset}/{category.name}")
-        methods = {seed: [*free, *trained[seed % len(trained)]] for _, _, seed in cells}
-        _run_category(category, cells, methods, backbone, store)
-    team.wait()
-    return summarise(folder, failed, write=team.is_main)
+        mine = work[processes.rank :: processes.size]
+        bar = tqdm(mine, desc=protocol.name, unit="category", disable=not (progress and processes.is_main))
+        for category, cells in bar:
+            bar.set_postfix_str(f"{category.dataset}/{category.name}")
+            run_category(category, cells, methods, backbone, store)
+        processes.wait()
+        return summarise(folder, failed, write=processes.is_main)
+
+
+def train_methods(
+    entries: dict[str, Entry],
+    auxiliary: Auxiliary,
+    rank: int = 0,
+    size: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> dict[str, list[Method]]:
+    """Ready instances of every method: one, or one for each of `HEADS` seeds where it is trained.
+
+    Every process trains all of them (seconds), after they have shared the encoding (minutes).
+    """
+    items = [item for c in auxiliary.categories for item in (*c.train, *c.test)]
+    auxiliary.store.encode(items[rank::size], progress=auxiliary.progress)
+    wait()
+    return {
+        name: [entry.make().train(auxiliary, seed) for seed in range(HEADS if entry.kind.is_trained else 1)]
+        for name, entry in entries.items()
+    }
 
 
 def measure_cost(
-    methods: Sequence[Method | type[Method]], category: Category, backbone: Backbone, shots: int
+    methods: dict[str, list[Method]], category: Category, backbone: Backbone, shots: int
 ) -> pd.DataFrame:
-    """Milliseconds for each of (at most) 32 images, encoding included, when the prompt is known.
+    """Milliseconds for each of (at most) 32 images, encoding included, with a fitted support set.
 
-    InCTRL's ablations are left out: they cost what it costs.
+    Ablations are left out: they cost what the whole model costs.
     """
-    prompt, items = draw_support(category, min(shots, len(category.train)), 0), category.test[:32]
-    normals, rows = Images(prompt, backbone), []
-    for kind in methods:
-        if kind.name.startswith("InCTRL: "):
+    normals = Images(draw_support(category, min(shots, len(category.train)), 0), backbone)
+    items, rows = category.test[:32], []
+    for name, (method, *_) in methods.items():
+        if METHODS[name].ablation_of:
             continue
-        method = kind() if isinstance(kind, type) else kind
-        _score(
-            method, normals, Images(items[:2], backbone), category
-        )  # what is computed once is computed now
+        _score(method, normals, Images(items[:2], backbone), category)  # what is computed once, now
         found, _ = _score(method, normals, Images(items, backbone), category)
         if "error" not in found:
             milliseconds = round(1000 * found["seconds"] / len(items), 3)
-            rows.append({"method": method.name, "milliseconds": milliseconds})
+            rows.append({"method": name, "milliseconds": milliseconds})
     return pd.DataFrame(rows)
 
 
-def _work(
+def list_cells(
     protocol: Protocol, shots: Sequence[int], seeds: int, folder: Path, failed: list[str]
-) -> Iterator[tuple[Category, list[tuple[Path, int, int]]]]:
-    """Every category with its cells (file, K, seed). Data sets that cannot be read are named in `failed`."""
+) -> Iterator[tuple[Category, list[Cell]]]:
+    """Every category with its cells. Data sets that cannot be read are named in `failed`."""
     for name, load in protocol.tests.items():
         try:
             categories = [replace(category, dataset=name) for category in load()]
@@ -270,7 +297,7 @@ def _work(
             if labels != {0, 1}:
                 failed.append(f"{name}/{category.name}: normal and anomalous test images are needed")
                 continue
-            place = folder / "cells" / _plain(name) / _plain(category.name)
+            place = folder / "cells" / file_name(name) / file_name(category.name)
             cells = []
             for k in shots:
                 if k > len(category.train):
@@ -278,122 +305,86 @@ def _work(
                         f"{name}/{category.name}, K = {k}: only {len(category.train)} normal images"
                     )
                     continue
-                cells += [(place / f"K{k}-seed{seed}.json", k, seed) for seed in range(seeds)]
+                cells += [Cell(place / f"K{k}-seed{seed}.json", k, seed) for seed in range(seeds)]
             yield category, cells
 
 
-def _is_done(path: Path, of: str) -> bool:
-    """Whether a cell's file is there and was computed of the same images."""
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["contents"] == of
+def is_done(path: Path, of: str) -> bool:
+    """Whether a cell's file is there, sound, and was computed of the same images."""
+    data = read_checked(path)
+    return data is not None and json.loads(data)["contents"] == of
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+def file_name(name: str) -> str:
+    """A name that every file system takes, and that no other name gets.
 
-
-def trained_methods(protocol: Protocol) -> list[str]:
-    """Names of what `train_methods` trains."""
-    return ["CoOp", *ABLATIONS, *([ONE_VIEW, PAPER_HEAD] if protocol.head != "paper" else [])]
-
-
-def train_methods(
-    protocol: Protocol,
-    backbone: Backbone,
-    store: FeatureStore,
-    heads: int,
-    team: Team | None = None,
-    progress: bool = True,
-) -> list[list[Method]]:
-    """CoOp, InCTRL and its ablations, trained on the auxiliary set: one list for each head seed.
-
-    Every process of a team trains all of them (seconds), after they have shared the encoding (minutes).
+    >>> file_name("bottle"), file_name("metal nut") == file_name("metal_nut")
+    ('bottle', False)
     """
-    categories = protocol.auxiliary()
-    items = [item for c in categories for item in (*c.train, *c.test)]
-    store.encode(items[team.rank :: team.size] if team else items, progress=progress)
-    if team:
-        team.wait()
-    table = load_table(categories, backbone, store, batches=protocol.batches, progress=progress)
-    trained = []
-    for seed in range(heads):
-        methods: list[Method] = [CoOp.train(categories, backbone, store, seed=seed)]
-        kinds = [(name, protocol.head, terms) for name, terms in ABLATIONS.items()]
-        if protocol.head != "paper":
-            kinds.append((PAPER_HEAD, "paper", TERMS))
-        for name, head, terms in kinds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = InCTRL(backbone.embed_dim, backbone.num_patches, head, terms=terms)
-            model.to(backbone.device)
-            train_on_table(model, table, steps=protocol.steps, seed=seed)
-            methods.append(InCTRLMethod(model, name))
-            if name == "InCTRL" and protocol.head != "paper":
-                methods.append(InCTRLMethod(model, ONE_VIEW, views=False))
-        trained.append(methods)
-    return trained
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    return plain if plain == name else f"{plain}-{blake2b(name.encode(), digest_size=3).hexdigest()}"
 
 
-def _run_category(
+def run_category(
     category: Category,
-    cells: list[tuple[Path, int, int]],
-    methods: dict[int, list[Method | type[Method]]],
+    cells: list[Cell],
+    methods: dict[str, list[Method]],
     backbone: Backbone,
     store: FeatureStore,
 ) -> None:
-    """Compute and write some cells of a category; `methods` are those of each seed.
+    """Compute and write some cells of a category.
 
     Images are encoded and compared once for all cells, `CHUNK` test images at a time.
     """
-    draws = {(k, seed): draw_support(category, k, seed) for _, k, seed in cells}
-    drawn = list({item: None for prompt in draws.values() for item in prompt})
+    draws = {cell: draw_support(category, cell.shots, cell.seed) for cell in cells}
+    drawn = list(dict.fromkeys(item for support in draws.values() for item in support))
     row = {item: i for i, item in enumerate(drawn)}
     pool = Images(drawn, backbone, store)
-    held = contents(category)
-    found: dict[Path, dict[str, list[dict]]] = {path: {} for path, _, _ in cells}
-    maps: dict[Path, list[torch.Tensor]] = {path: [] for path, _, _ in cells}
+    found: dict[Cell, dict[str, list[list[dict[str, Any]]]]] = {cell: {} for cell in cells}
+    maps: dict[Cell, dict[str, list[torch.Tensor]]] = {cell: {} for cell in cells}
     for start in range(0, len(category.test), CHUNK):
         queries = Images(category.test[start : start + CHUNK], backbone, store)
-        for path, k, seed in cells:
-            normals = pool.take([row[item] for item in draws[k, seed]])
-            for kind in methods[seed]:
-                method = kind() if isinstance(kind, type) else kind
-                part, answer = _score(method, normals, queries, category)
-                found[path].setdefault(method.name, []).append(part)
-                if method.name == "InCTRL" and answer:
-                    maps[path].append(answer.maps)
-    for path, k, seed in cells:
-        joined = {name: _join(parts) for name, parts in found[path].items()}
-        if maps[path] and "error" not in joined["InCTRL"]:
-            joined["InCTRL"] |= _pixels(torch.cat(maps[path]), category.test, backbone.grid)
+        for cell in cells:
+            normals = pool.take([row[item] for item in draws[cell]])
+            for name, heads in methods.items():
+                answers = [_score(method, normals, queries, category) for method in heads]
+                found[cell].setdefault(name, []).append([part for part, _ in answers])
+                if cell.seed == 0 and answers[0][1] and answers[0][1].maps is not None:
+                    maps[cell].setdefault(name, []).append(answers[0][1].maps)
+    of = contents(category)
+    for cell in cells:
+        joined = {name: _join(parts) for name, parts in found[cell].items()}
+        for name, parts in maps[cell].items():
+            if "error" not in joined[name] and not METHODS[name].ablation_of:
+                values = torch.cat(parts).unflatten(1, backbone.map_grid).float().cpu().numpy()
+                joined[name] |= map_metrics(values, category.test, backbone.preprocessor)
         record = {
             "dataset": category.dataset,
             "category": category.name,
             "domain": category.domain,
-            "contents": held,
-            "shots": k,
-            "seed": seed,
-            "prompts": [item.name for item in draws[k, seed]],
+            "contents": of,
+            "shots": cell.shots,
+            "seed": cell.seed,
+            "normals": [item.name for item in draws[cell]],
             "labels": [item.label for item in category.test],
             "methods": joined,
         }
-        write_text(path, json.dumps(record) + "\n")
+        write_checked(cell.path, json.dumps(record).encode())
 
 
-def _join(parts: list[dict]) -> dict:
-    """One method's chunks as one; the first error counts."""
-    for part in parts:
+def _join(chunks: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """One method's answers to all chunks, scores [heads][images]; the first error counts."""
+    for part in (part for heads in chunks for part in heads):
         if "error" in part:
             return part
-    return {
-        "scores": [score for part in parts for score in part["scores"]],
-        "seconds": round(sum(part["seconds"] for part in parts), 4),
-    }
+    scores = [[score for heads in chunks for score in heads[h]["scores"]] for h in range(len(chunks[0]))]
+    return {"scores": scores, "seconds": round(sum(heads[0]["seconds"] for heads in chunks), 4)}
 
 
 @torch.no_grad()
 def _score(
     method: Method, normals: Images, queries: Images, category: Category
-) -> tuple[dict, Answer | None]:
+) -> tuple[dict[str, Any], Answer | None]:
     """A method's scores of some images, or the error it met."""
     began = time.perf_counter()
     try:
@@ -407,24 +398,50 @@ def _score(
         return {"error": f"{kind}{error}", "trace": traceback.format_exc(limit=3)}, None
 
 
-def _pixels(maps: torch.Tensor, items: Sequence[Item], grid: tuple[int, int]) -> dict[str, float]:
-    """Pixel AUROC and AUPRO of residual maps against the masks, where every anomalous image has one."""
+def map_metrics(
+    maps: np.ndarray, items: Sequence[Item], preprocessor: Preprocessor, pixels: int = PIXELS
+) -> dict[str, float]:
+    """Pixel AUROC and AUPRO of maps against masks; empty where an anomalous image has no mask.
+
+    Args:
+        maps: one [h, w] for each image, on a grid over the model's input.
+        items: the images, with their masks.
+        preprocessor: how the maps lie in the pictures. What the model does not see counts as its lowest
+        score.
+        pixels: pictures are compared at this size of the longer side at most; a pixel of a reduced mask
+            counts as a defect if any part of it is one.
+    """
     if any(item.label == 1 and item.mask is None for item in items):
         return {}
-    side = 60  # pixels a side: enough for patches of 1/15
-    large, masks = [], []
-    for item, values in zip(items, maps, strict=True):
-        large.append(upsample_to_image(values.reshape(grid).cpu().numpy(), (side, side)))
-        mask = np.zeros((side, side), bool) if item.mask is None else _central(item, side)
-        masks.append(mask)
-    return pixel_metrics(np.stack(masks), np.stack(large))
+    lowest = float(maps.min())
+    values, truths = [], []
+    for item, grid in zip(items, maps, strict=True):
+        width, height = load_image(item.image).size
+        factor = max(1.0, max(width, height) / pixels)
+        size = max(1, round(width / factor)), max(1, round(height / factor))
+        values.append(np.nan_to_num(preprocessor.to_picture(grid, size), nan=lowest))
+        mask = np.zeros((height, width), bool)
+        if item.mask is not None:
+            mask = load_mask(item.mask, (width, height))
+        truths.append(reduce_mask(mask, size))
+    return pixel_metrics(pad_to_common(truths, False), pad_to_common(values, lowest))
 
 
-def _central(item: Item, side: int) -> np.ndarray:
-    """The part of a mask that the backbone sees, at `side` pixels."""
-    size = load_image(item.image).size
-    picture = Image.fromarray(load_mask(item.mask, size)).crop(visible_box(size))
-    return np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX)) > 127
+def reduce_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at (width, height), not larger than it is; a pixel is set if any pixel that it covers is."""
+    tensor = torch.from_numpy(mask.astype(np.float32))[None]
+    return torch.nn.functional.adaptive_max_pool2d(tensor, (size[1], size[0]))[0].numpy() > 0
+
+
+def pad_to_common(pictures: list[np.ndarray], value: float) -> np.ndarray:
+    """Pictures of different sizes as one array [B, H, W]; what is added at the right and below is `value`."""
+    rows, columns = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    return np.stack(
+        [
+            np.pad(p, ((0, rows - p.shape[0]), (0, columns - p.shape[1])), constant_values=value)
+            for p in pictures
+        ]
+    )
 
 
 # --- results -----------------------------------------------------------------------------------------
@@ -432,10 +449,10 @@ def _central(item: Item, side: int) -> np.ndarray:
 
 def summarise(folder: Path, failed: list[str] | None = None, write: bool = True) -> Run:
     """Read the finished cells of a run and write its tables and figures (`benchmark_report`)."""
-    records = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").rglob("*.json"))
-    ]
-    rows, errors = [], {}
+    read = (read_checked(path) for path in sorted((folder / "cells").rglob("*.json")))
+    records = [json.loads(data) for data in read if data is not None]
+    rows: list[dict[str, Any]] = []
+    errors: dict[tuple[str, str], dict[str, int]] = {}
     for record in records:
         place = {key: record[key] for key in ("dataset", "category", "domain", "shots", "seed")}
         for name, found in record["methods"].items():
@@ -444,10 +461,10 @@ def summarise(folder: Path, failed: list[str] | None = None, write: bool = True)
                 errors.setdefault((where, found["error"]), {})[name] = len(record["methods"])
                 continue
             extra = {k: found[k] for k in ("pixel_auroc", "aupro", "seconds") if k in found}
-            images = {"images": len(record["labels"])}
-            rows.append(
-                place | {"method": name} | image_metrics(record["labels"], found["scores"]) | extra | images
-            )
+            extra["images"] = len(record["labels"])
+            for head, scores in enumerate(found["scores"]):
+                measured = image_metrics(record["labels"], scores)
+                rows.append(place | {"method": name, "head": head} | measured | (extra if head == 0 else {}))
     failed = list(failed or [])
     for (where, error), methods in errors.items():  # once for all methods, draws and K
         named = "all methods" if len(methods) == max(methods.values()) else ", ".join(methods)
@@ -455,5 +472,5 @@ def summarise(folder: Path, failed: list[str] | None = None, write: bool = True)
     cells = pd.DataFrame(rows)
     if len(cells) and write:
         cost = pd.read_csv(folder / COST) if (folder / COST).exists() else None
-        write_tables(folder, cells, records, FREE, cost)
+        write_tables(folder, cells, records, cost)
     return Run(folder, cells, failed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from inctrl_lite.baselines import METHODS
 from inctrl_lite.files import write_text, write_whole
 from inctrl_lite.metrics import CellScores, auroc_interval
 from inctrl_lite.report import Section, Table, write_report
@@ -21,27 +22,28 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 MEAN = "mean"  # what the tables call the unweighted mean over the data sets
-MINE = "InCTRL"
+MINE = "InCTRL-lite"
+# What every comparison shows: nothing learned; the package's head untrained and trained; the paper's head.
+STORY = ("patch max", "InCTRL-lite, untrained", MINE, "InCTRL (paper's head)")
+UNTRAINED = STORY[1]
 NOTE = (
-    "AUROC: mean over the categories of a data set and over prompt draws, ± deviation over prompt draws. "
-    "¹ best, ² second best of a column. InCTRL is trained once, on the auxiliary set alone; all methods see "
-    "the same frozen features and the same normal prompts."
+    "AUROC: mean over the categories of a data set, over the draws of the normal images and over the trained "
+    "heads, ± standard deviation over the draws. ¹ best, ² second best of a column. InCTRL and "
+    "InCTRL-lite are trained once, on the auxiliary set alone; all methods see the same frozen features and "
+    "the same normal images. InCTRL-lite is this package's own head; InCTRL (paper's head) is the paper's, trained here."
 )
 
 
-def write_tables(
-    folder: Path, cells: pd.DataFrame, records: list[dict], free: Sequence[str], cost: pd.DataFrame | None
-) -> None:
+def write_tables(folder: Path, cells: pd.DataFrame, records: list[dict], cost: pd.DataFrame | None) -> None:
     """Write everything that is derived from finished cells.
 
     Args:
         folder: of the run.
         cells: one row for each method and cell.
         records: the cells as they were written, with all scores.
-        free: names of the training-free methods.
         cost: columns method, milliseconds.
     """
-    summary = summarise_cells(cells, records, free)
+    summary = summarise_cells(cells, records)
     write_text(folder / "cells.csv", cells.to_csv(index=False, float_format="%.5f"))
     write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.4f"))
     tables = [table for k in sorted(summary["shots"].unique().tolist()) for table in _tables(summary, k)]
@@ -64,13 +66,13 @@ def write_tables(
 # --- numbers -----------------------------------------------------------------------------------------
 
 
-def summarise_cells(cells: pd.DataFrame, records: list[dict], free: Sequence[str]) -> pd.DataFrame:
+def summarise_cells(cells: pd.DataFrame, records: list[dict]) -> pd.DataFrame:
     """One row per data set (and their `MEAN`), K and method.
 
     Columns: auroc, ap, f1_max and their deviations over prompt seeds (`_std`); low, high: interval of the
     AUROC over images, draws of the support set and trained heads (`metrics.auroc_interval`); for methods that
     are trained, `rival`: the best training-free method there, and `gain`, gain_low, gain_high: paired
-    difference to it.
+    difference to it; `over_untrained` and its interval: paired difference to the untrained InCTRL-lite head.
     """
     measures = ["auroc", "ap", "f1_max"]
     by_seed = cells.groupby(["dataset", "shots", "method", "seed"], sort=False)[measures].mean()
@@ -82,17 +84,31 @@ def summarise_cells(cells: pd.DataFrame, records: list[dict], free: Sequence[str
     extra = []
     for (dataset, k), part in table.groupby(["dataset", "shots"], sort=False):
         found = _in_every_dataset(scores[k]) if dataset == MEAN else _of_dataset(scores[k], dataset)
-        rivals = part[part["method"].isin(free)]
+        rivals = part[[is_training_free(method) for method in part["method"]]]
         best = rivals.loc[rivals["auroc"].idxmax(), "method"] if len(rivals) else None
         for method, mine in found.items():
             _, low, high = auroc_interval(mine, level=LEVEL)
             row = {"dataset": dataset, "shots": k, "method": method, "low": low, "high": high}
-            if best in found and method not in free:
+            if best in found and not is_training_free(method):
                 gain = auroc_interval(mine, against=found[best], level=LEVEL)
                 row |= {"rival": best, "gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+            if method == MINE and UNTRAINED in found:
+                added = auroc_interval(mine, against=found[UNTRAINED], level=LEVEL)
+                row |= {"trained": added.value, "trained_low": added.low, "trained_high": added.high}
             extra.append(row)
     columns = ["dataset", "shots", "method", "low", "high", "rival", "gain", "gain_low", "gain_high"]
+    columns += ["trained", "trained_low", "trained_high"]
     return table.merge(pd.DataFrame(extra, columns=columns), on=["dataset", "shots", "method"])
+
+
+def is_training_free(method: str) -> bool:
+    """Whether a method learns nothing; one that the registry does not know counts as such."""
+    return method not in METHODS or not METHODS[method].kind.is_trained
+
+
+def is_ablation(method: str) -> bool:
+    """Whether a method is another one with something left out."""
+    return method in METHODS and METHODS[method].ablation_of is not None
 
 
 def method_scores(records: list[dict]) -> dict[int, dict[str, list[CellScores]]]:
@@ -130,7 +146,7 @@ def _in_every_dataset(scores: dict[str, list[CellScores]]) -> dict[str, list[Cel
 
 def verdict(low: float, high: float) -> str:
     """What an interval of a difference says."""
-    return "better" if low > 0 else "worse" if high < 0 else "not shown"
+    return "better" if low > 0 else "worse" if high < 0 else "no clear difference"
 
 
 # --- tables ------------------------------------------------------------------------------------------
@@ -141,7 +157,7 @@ def _tables(summary: pd.DataFrame, k: int) -> list[tuple[str, Table]]:
     part = summary[summary["shots"] == k]
     datasets = [d for d in part["dataset"].unique() if d != MEAN] + [MEAN]
     wide = part.pivot(index="method", columns="dataset", values="auroc")
-    ranks = wide[~wide.index.str.startswith(f"{MINE}: ")].rank(ascending=False, method="min")
+    ranks = wide[[not is_ablation(name) for name in wide.index]].rank(ascending=False, method="min")
     spread = part.pivot(index="method", columns="dataset", values="auroc_std")
     rows = []
     for method in part["method"].unique():
@@ -165,10 +181,9 @@ def _tables(summary: pd.DataFrame, k: int) -> list[tuple[str, Table]]:
             ]
             for r in mine.itertuples()
         ]
-        head = ["data set", "best training-free method", "difference", f"{LEVEL:.0%} interval", "InCTRL is"]
-        tables.append(
-            (f"InCTRL against the best training-free method of each data set, K = {k}", Table(head, rows))
-        )
+        head = ["data set", "best training-free method", "difference", f"{LEVEL:.0%} interval", f"{MINE} is"]
+        title = f"{MINE} against the best training-free method of each data set, K = {k}"
+        tables.append((title, Table(head, rows)))
     return tables
 
 
@@ -201,16 +216,7 @@ def markdown(title: str, table: Table) -> str:
 
 # --- figures -----------------------------------------------------------------------------------------
 
-SHOWN = (
-    MINE,
-    "patch max",
-    "class embedding NN",
-    "PaDiM",
-    "PatchCore",
-    "AnomalyDINO-style",
-    "WinCLIP",
-    "pixel NN",
-)
+SHOWN = (*STORY, "PatchCore", "AnomalyDINO-style", "WinCLIP", "raw pixels")
 MARKERS = "osD^vP<X"
 
 
@@ -224,13 +230,13 @@ def figures(
         found = {
             "by_dataset": ("AUROC against K by data set, with 95 % intervals", by_dataset(summary)),
             "heatmap": ("AUROC by method and data set", heatmap(summary)),
-            "categories": ("AUROC of every category and prompt draw", categories(cells)),
-            "prompts": ("How much the choice of prompts matters", prompts(cells)),
+            "categories": ("AUROC of every category and draw", categories(cells)),
+            "draws": ("How much the choice of the normal images matters", draws(cells)),
         }
         if cells["method"].nunique() > 2:
             found["ranks"] = ("Mean rank over the categories", ranks(cells))
         if summary["gain"].notna().any():
-            found["gains"] = ("InCTRL against the best training-free method", gains(summary))
+            found["gains"] = (f"{MINE} against the best training-free method", gains(summary))
         if cost is not None and len(cost):
             found["cost"] = ("Quality and time", quality_and_time(summary, cost))
     return found
@@ -285,7 +291,7 @@ def by_dataset(summary: pd.DataFrame) -> Figure:
     for ax in axes.flat[len(datasets) :]:
         ax.set_axis_off()
     for ax in axes[-1]:  # a label below all panels would lie in the legend
-        ax.set_xlabel("normal prompts K", fontsize=9)
+        ax.set_xlabel("normal images K", fontsize=9)
     figure.supylabel("AUROC", fontsize=10)
     figure.legend(
         *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
@@ -324,7 +330,7 @@ def heatmap(summary: pd.DataFrame) -> Figure:
 
 
 def categories(cells: pd.DataFrame) -> Figure:
-    """A dot for every category and prompt draw at the middle K, InCTRL and patch max side by side."""
+    """A dot for every category and draw at the middle K, InCTRL-lite and patch max side by side."""
     import seaborn as sns
 
     ks = sorted(cells["shots"].unique().tolist())
@@ -350,11 +356,11 @@ def categories(cells: pd.DataFrame) -> Figure:
     return figure
 
 
-def prompts(cells: pd.DataFrame) -> Figure:
-    """Deviation of the AUROC over prompt draws, a dot for each category."""
+def draws(cells: pd.DataFrame) -> Figure:
+    """Standard deviation of the AUROC over draws of the normal images, a dot for each category."""
     import seaborn as sns
 
-    shown = [m for m in (MINE, "patch max", "PatchCore", "class embedding NN") if m in set(cells["method"])]
+    shown = [m for m in (MINE, "patch max", "PatchCore", "global embedding") if m in set(cells["method"])]
     part = cells[cells["method"].isin(shown)]
     spread = part.groupby(["method", "shots", "dataset", "category"])["auroc"].std().reset_index()
     figure, axes = _figure(7.5, 3.4)
@@ -370,7 +376,7 @@ def prompts(cells: pd.DataFrame) -> Figure:
         alpha=0.7,
         ax=axes[0, 0],
     )
-    axes[0, 0].set(xlabel="normal prompts K", ylabel="deviation of AUROC over draws")
+    axes[0, 0].set(xlabel="normal images K", ylabel="standard deviation of AUROC over draws")
     axes[0, 0].legend(frameon=False, title=None)
     return figure
 
@@ -384,7 +390,7 @@ def ranks(cells: pd.DataFrame) -> Figure:
 
     ks = sorted(cells["shots"].unique().tolist())
     k = ks[len(ks) // 2]
-    part = cells[(cells["shots"] == k) & ~cells["method"].str.startswith(f"{MINE}: ")]
+    part = cells[(cells["shots"] == k) & ~cells["method"].map(is_ablation)]
     wide = part.pivot_table(index=["dataset", "category"], columns="method", values="auroc").dropna(axis=1)
     mean = wide.rank(axis=1, ascending=False).mean().sort_values()
     m, n = len(mean), len(wide)
@@ -404,7 +410,7 @@ def ranks(cells: pd.DataFrame) -> Figure:
 
 
 def gains(summary: pd.DataFrame) -> Figure:
-    """InCTRL minus the best training-free method of each data set, with its interval."""
+    """InCTRL-lite minus the best training-free method of each data set, with its interval."""
     import seaborn as sns
 
     mine = summary[(summary["method"] == MINE) & summary["gain"].notna()]
@@ -420,7 +426,7 @@ def gains(summary: pd.DataFrame) -> Figure:
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(datasets)), datasets)
     ax.invert_yaxis()
-    ax.set_xlabel("AUROC: InCTRL minus the best training-free method there (95 % interval)")
+    ax.set_xlabel(f"AUROC: {MINE} minus the best training-free method there (95 % interval)")
     ax.legend(frameon=False, loc="best")
     return figure
 

@@ -148,12 +148,14 @@ def check_fits(model: InCTRL, backbone: Backbone) -> None:
     Raises:
         InctrlError: width of the embedding, grid of the map or text encoder do not fit.
     """
-    ours, theirs = (model.embed_dim, model.num_patches), (backbone.embed_dim, backbone.num_patches)
     trained_on = (model.backbone or {}).get("name", "another backbone")
-    if ours != theirs:
+    wrong_grid = not model.head.any_grid and model.num_patches != backbone.num_patches
+    wrong_stages = bool(model.stage_widths) and model.stage_widths != backbone.stage_widths
+    if model.embed_dim != backbone.embed_dim or wrong_grid or wrong_stages:
         raise InctrlError(
-            f"the model was trained on {trained_on}, for embeddings of width {ours[0]} and {ours[1]} "
-            f"patches; the backbone {backbone.name} has {theirs[0]} and {theirs[1]}. Use the one it was trained on"
+            f"the model was trained on {trained_on}, for embeddings of width {model.embed_dim} and "
+            f"{model.num_patches} patches; the backbone {backbone.name} has {backbone.embed_dim} and "
+            f"{backbone.num_patches}. Use the one it was trained on"
         )
     if model.head.needs_text and not backbone.has_text_encoder:
         raise InctrlError(

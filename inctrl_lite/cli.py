@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many normal images to prompt with.")]
+Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many normal images are given.")]
 Seed = Annotated[int, typer.Option(help="Which K normal images are drawn.")]
 Model = Annotated[
     str,
@@ -67,7 +67,7 @@ def demo(
 
 @app.command()
 def score(
-    normals: Annotated[Path, typer.Option(help="Folder of normal images to draw the K prompts from.")],
+    normals: Annotated[Path, typer.Option(help="Folder of normal images, from which K are drawn.")],
     queries: Annotated[
         Path,
         typer.Option(
@@ -80,7 +80,8 @@ def score(
     seed: Seed = 0,
     model: Model = "tiny",
     threshold: Annotated[
-        float | None, typer.Option(help="Score above which an image is anomalous; default: leave-one-out.")
+        float | None,
+        typer.Option(help="Score above which an image is anomalous; default: from the normal images."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option(help="Go on past images that cannot be read, and list them in the report.")
@@ -149,8 +150,8 @@ def train(
 
     On several GPUs: accelerate launch -m inctrl_lite train ...
     """
-    from inctrl_lite.backbone import Backbone
-    from inctrl_lite.device import join_team
+    from inctrl_lite.backbones import load_backbone
+    from inctrl_lite.device import process_group
     from inctrl_lite.training import TrainConfig
     from inctrl_lite.training import train as train_model
 
@@ -163,9 +164,9 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
-    frozen = Backbone.load(backbone, pretrained)
+    frozen = load_backbone(backbone, pretrained)
     _, history = train_model(_categories(data), frozen, config, out=out, device=device, progress=not quiet)
-    if not join_team(device).is_main:
+    if not process_group(device).is_main:
         return
     if json:
         _print_json({"model": str(out), "last": history[-1]})
@@ -180,20 +181,22 @@ def evaluate(
     ],
     model: Model = "tiny",
     shots: Shots = 4,
-    seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws to average over.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many draws of the normal images to average over.")
+    ] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the rows to this CSV file.")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """AUROC and AP of a trained model by category, mean and deviation over prompt draws."""
+    """AUROC and AP of a trained model by category: mean and standard deviation over the draws."""
     import pandas as pd
 
     from inctrl_lite.detector import AnomalyDetector
-    from inctrl_lite.device import join_team
-    from inctrl_lite.features import FeatureStore
+    from inctrl_lite.device import process_group
+    from inctrl_lite.evaluation import evaluate as evaluate_model
     from inctrl_lite.files import check_writable, write_text
-    from inctrl_lite.training import evaluate as evaluate_model
+    from inctrl_lite.store import FeatureStore
 
     if out is not None:
         check_writable(out.parent)
@@ -211,7 +214,7 @@ def evaluate(
         )
         for seed in range(seeds)
     ]
-    if not join_team(device).is_main:
+    if not process_group(device).is_main:
         return
     rows = pd.concat(tables, ignore_index=True)
     if out is not None:
@@ -231,7 +234,7 @@ def benchmark(
     ] = "embedded",
     shots: Annotated[list[int] | None, typer.Option(min=1, help="Values of K: --shots 2 4 8.")] = None,
     more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many prompt draws.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many draws of the normal images.")] = 3,
     data: Annotated[Path | None, typer.Option(help="Folder of data sets in MVTec layout.")] = None,
     auxiliary: Annotated[
         str, typer.Option(help="What the paper's protocol trains on: mvtec (tested on the others) or visa.")
@@ -245,14 +248,14 @@ def benchmark(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """InCTRL, its ablations and ten other methods on the same features and prompts, with intervals.
+    """InCTRL, InCTRL-lite and other methods on the same features and normal images, with intervals.
 
     Killed and started again, it goes on where it was. Exit code 1 if any cell failed. On several GPUs:
     accelerate launch -m inctrl_lite benchmark ...
     """
     from inctrl_lite import benchmark as b
-    from inctrl_lite.backbone import Backbone
-    from inctrl_lite.device import join_team
+    from inctrl_lite.backbones import load_backbone
+    from inctrl_lite.device import process_group
 
     if protocol not in ("embedded", "real", "paper"):
         raise typer.BadParameter(f"{protocol!r}: choose embedded, real or paper", param_hint="--protocol")
@@ -262,17 +265,17 @@ def benchmark(
         chosen = b.embedded()
     else:
         chosen = b.real(data) if protocol == "real" else b.paper(data, auxiliary)
-    team = join_team(device)
+    processes = process_group(device)
     run = b.run_benchmark(
         chosen,
         out,
         shots=sorted({*(shots or (2, 4, 8)), *(more or ())}),
         seeds=seeds,
         device=device,
-        backbone=Backbone.load(backbone, pretrained, device=team.device) if backbone else None,
+        backbone=load_backbone(backbone, pretrained, device=processes.device) if backbone else None,
         progress=not quiet,
     )
-    if not team.is_main:
+    if not processes.is_main:
         return
     if len(run.cells):
         print((run.folder / "summary.md").read_text(encoding="utf-8"))
@@ -305,20 +308,23 @@ def course_solve(out: Path = Path("solved"), notebooks: Notebooks = Path("notebo
 
 @app.command()
 def info(json: Json = False) -> None:
-    """Versions, device, embedded weights and where things are kept."""
-    from inctrl_lite.backbone import TINY_FOLDER
+    """Versions, device, backbones and where features are kept."""
+    from inctrl_lite.backbones import PRESETS
     from inctrl_lite.environment import environment
-    from inctrl_lite.features import cache_folder
+    from inctrl_lite.store import cache_folder
 
-    weights = TINY_FOLDER / "open_clip_model.safetensors"
-    facts = environment() | {
-        "embedded weights": f"{weights.stat().st_size / 1e6:.1f} MB" if weights.exists() else "missing",
-        "feature cache": str(cache_folder()),
+    facts: dict[str, object] = {**environment(), "feature cache": str(cache_folder())}
+    presets = {
+        name: f"{preset.about} ({preset.megabytes} MB, {preset.licence}, "
+        f"{'fetched once from the network' if preset.network else 'no network needed'})"
+        for name, preset in PRESETS.items()
     }
     if json:
-        _print_json(facts)
-    else:
-        print("\n".join(f"{name:18} {value}" for name, value in facts.items()))
+        _print_json(facts | {"backbones": presets})
+        return
+    print("\n".join(f"{name:18} {value}" for name, value in facts.items()))
+    print("\nbackbones")
+    print("\n".join(f"{name:18} {value}" for name, value in presets.items()))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,8 +1,8 @@
 """What every notebook of the course starts with, and what a teacher hands out.
 
-`lab = course.begin()` is the first line of each notebook. By default everything runs on the embedded
-backbone and the procedural worlds, on a CPU and without a network. With INCTRL_LITE_FULL=1 the same cells
-use the paper's backbone, the GPU and the real data sets.
+`lab = course.begin()` is the first line of each notebook. By default everything runs on the "tiny" backbone
+and the procedural worlds, on a CPU and without a network. With INCTRL_LITE_FULL=1 the same cells use the
+paper's backbone, the GPU and the real data sets.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from inctrl_lite.files import write_text, write_whole
 if TYPE_CHECKING:
     import torch
 
-    from inctrl_lite.backbone import Backbone
+    from inctrl_lite.backbones import Backbone
     from inctrl_lite.data.category import Category
     from inctrl_lite.detector import AnomalyDetector
 
-STUB = "raise NotImplementedError"  # how a notebook's exercise says that it waits for an answer
+STUB = "raise NotImplementedError"  # stands in a notebook where an exercise waits for an answer
 FULL, DATA, MODEL = "INCTRL_LITE_FULL", "INCTRL_LITE_DATA", "INCTRL_LITE_MODEL"
 
-# The real data set that stands where a notebook names a procedural world.
+# Procedural world -> the real data set that replaces it in full mode.
 COUNTERPARTS = {
     "industrial": "mvtec",
     "unseen-industrial": "visa",
@@ -60,14 +60,15 @@ class Lab:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen CLIP."""
-        from inctrl_lite.backbone import PAPER, Backbone
+        """The frozen CLIP: "tiny", or in full mode "paper"."""
+        from inctrl_lite.backbones import load_backbone
 
-        return Backbone.load(*PAPER, device=self.device) if self.full else Backbone.load(device=self.device)
+        return load_backbone("paper" if self.full else "tiny", device=self.device)
 
     @cached_property
     def detector(self) -> AnomalyDetector:
-        """A trained InCTRL: the embedded one, or in full mode the one that INCTRL_LITE_MODEL names."""
+        """A trained detector: the one in the package (InCTRL-lite on the "tiny" backbone), or in full mode the
+        one that INCTRL_LITE_MODEL names."""
         from inctrl_lite.detector import AnomalyDetector
 
         name = os.environ.get(MODEL, "") if self.full else "tiny"
@@ -79,7 +80,7 @@ class Lab:
         return AnomalyDetector.from_pretrained(name, device=self.device)
 
     def load(self, world: str, **sizes: int) -> list[Category]:
-        """The categories of a procedural world; in full mode, of the real data set that stands for it.
+        """The categories of a procedural world; in full mode, of the real data set that replaces it.
 
         Args:
             world: a name of `inctrl_lite.data.worlds.WORLDS`.
@@ -93,7 +94,7 @@ class Lab:
 
         if DATA not in os.environ or world not in COUNTERPARTS:
             raise InctrlError(
-                f"full mode takes {COUNTERPARTS.get(world, 'no real data set')!r} for {world!r}: set {DATA} "
+                f"full mode uses {COUNTERPARTS.get(world, 'no real data set')!r} for {world!r}: set {DATA} "
                 "to the folder that holds the data sets"
             )
         return load_dataset(Path(os.environ[DATA]) / COUNTERPARTS[world])
@@ -119,7 +120,7 @@ def begin(seed: int = 0) -> Lab:
     matplotlib.rcParams |= {"figure.dpi": 84, "image.interpolation": "nearest", "axes.grid": False}
     full = os.environ.get(FULL) == "1"
     lab = Lab(full, pick_device("auto") if full else torch.device("cpu"))
-    what = "paper's backbone, real data" if full else f"embedded backbone; {FULL}=1 takes the paper's"
+    what = "paper's backbone, real data" if full else f"tiny backbone; {FULL}=1 uses the paper's"
     print(
         f"inctrl_lite {__version__}, Python {sys.version_info.major}.{sys.version_info.minor}, torch "
         f"{torch.__version__.partition('+')[0]}, {lab.device.type} ({what})"

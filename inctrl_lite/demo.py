@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from inctrl_lite.data.category import Category
+from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image
 from inctrl_lite.data.worlds import EVALUATION, WORLDS, load_world
@@ -18,10 +19,10 @@ from inctrl_lite.files import check_writable, write_text
 from inctrl_lite.metrics import auroc, average_precision
 from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
 
-METHODS = {"InCTRL": "score", "patch max": "patch"}  # name -> what ranks the images
+METHODS = {"InCTRL-lite": "score", "patch max": "patch"}  # name -> what ranks the images
 BASELINE = (
     "patch max, the training-free baseline, ranks images by their largest patch residual alone: the same "
-    "backbone and prompts without anything learned on top."
+    "backbone and support set, with nothing learned."
 )
 
 
@@ -80,8 +81,8 @@ def run_demo(
     ]
     rows, examples = [], {}
     for category in tqdm(categories, unit="category", desc="scoring unseen domains", disable=not progress):
-        prompts = draw_support(category, shots, seed)
-        detector.fit([item.image for item in prompts], category.name)
+        support = draw_support(category, shots, seed)
+        detector.fit([item.image for item in support], category.name)
         predictions = detector.predict([(item.name, item.image) for item in category.test], category.name)
         labels = [item.label for item in category.test]
         row = {
@@ -96,15 +97,17 @@ def run_demo(
             row[f"AP {method}"] = average_precision(labels, ranking)
         rows.append(row)
         if category.dataset not in examples:
-            examples[category.dataset] = _examples(category, prompts, predictions, np.array(labels))
+            examples[category.dataset] = _examples(category, support, predictions, np.array(labels))
     result = Demo(pd.DataFrame(rows), Path(out) / "report.html")
     write_text(Path(out) / "demo.csv", result.table.to_csv(index=False))
     _write(result, examples)
     return result
 
 
-def _examples(category: Category, prompts, predictions: list[Prediction], labels: np.ndarray) -> list[Card]:
-    """A prompt, the best and the worst found of either kind."""
+def _examples(
+    category: Category, support: Sequence[Item], predictions: list[Prediction], labels: np.ndarray
+) -> list[Card]:
+    """A normal image, the anomalies with the highest and lowest score, and the worst false alarm."""
     scores = np.array([p.score for p in predictions])
     normal, anomalous = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     chosen = {
@@ -112,7 +115,7 @@ def _examples(category: Category, prompts, predictions: list[Prediction], labels
         "anomalous, scored lowest": anomalous[scores[anomalous].argmin()],
         "normal, scored highest": normal[scores[normal].argmax()],
     }
-    cards = [Card(f"{category.name}: a normal prompt", load_image(prompts[0].image), None, ["one of the K"])]
+    cards = [Card(f"{category.name}: a normal image", load_image(support[0].image), None, ["one of the K"])]
     for said, i in chosen.items():
         defect = category.test[i].defect
         truth = "normal" if defect == "good" else defect
@@ -132,7 +135,7 @@ def _write(result: Demo, examples: dict[str, list[Card]]) -> None:
     sections.append(Section("By category", table=details))
     shots = result.table["shots"].iloc[0]
     lead = (
-        "One InCTRL model, trained once on procedural industrial images, scores worlds it was not trained on "
+        "One InCTRL-lite model, trained once on procedural industrial images, scores worlds it was not trained on "
         f"from K = {shots} normal images of each category. All pictures are drawn by the package; the "
         "backbone is the embedded tiny CLIP."
     )

@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 DEFAULT = "tiny"
 # Trained detectors that come with the package.
-DETECTORS: dict[str, Path] = {"tiny": Path(__file__).parent / "tiny" / "detector"}
+DETECTORS: dict[str, Path] = {
+    "photo": Path(__file__).parent / "photo" / "detector",
+    "tiny": Path(__file__).parent / "tiny" / "detector",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,14 +190,17 @@ class AnomalyDetector:
         name: str | Path = DEFAULT,
         *,
         backbone: Backbone | None = None,
+        image_size: int | None = None,
         device: str | torch.device = "auto",
     ) -> AnomalyDetector:
         """A trained detector.
 
         Args:
-            name: "tiny" (comes with the package), a folder written by `InCTRL.save_pretrained` or by
+            name: "photo" or "tiny" (they come with the package), a folder written by `InCTRL.save_pretrained` or by
                 training, a `.pyth` file of the public code, or a Hugging Face Hub id.
             backbone: None: the backbone that the model was trained on.
+            image_size: side of the backbone's input, where it takes any ("photo"); larger finds smaller defects
+                and takes longer. None: the usual one.
             device: "auto", "cpu", "cuda", "mps", ...
 
         Raises:
@@ -203,7 +209,7 @@ class AnomalyDetector:
         if str(name).endswith(".pyth"):
             return cls._from_public(Path(name), backbone, device)
         model = InCTRL.from_pretrained(str(DETECTORS.get(str(name), name)))
-        return cls(model, backbone or _backbone_of(model, str(name)), device)
+        return cls(model, backbone or _backbone_of(model, str(name), image_size), device)
 
     @classmethod
     def _from_public(
@@ -270,7 +276,7 @@ class AnomalyDetector:
             )
         features, augmented = ImageFeatures.cat(parts), ImageFeatures.cat(copies) if copies else None
         fitted = FittedCategory(
-            support=SupportSet.of(features, augmented),
+            support=self.model.support(features, augmented),
             text=text_prototypes(self.backbone, category) if self.model.head.needs_text else None,
             threshold=None,
             threshold_source="none: thresholds compare normal images with each other, and there is only one",
@@ -291,7 +297,7 @@ class AnomalyDetector:
         scores = []
         for k in range(len(features)):
             others = torch.arange(len(features)) != k
-            support = SupportSet.of(features[others], None if augmented is None else augmented[others])
+            support = self.model.support(features[others], None if augmented is None else augmented[others])
             scores.append(self.model(features[k : k + 1], support, text).final.item())
         return scores
 
@@ -418,14 +424,15 @@ class AnomalyDetector:
         return scores
 
 
-def _backbone_of(model: InCTRL, name: str) -> Backbone:
+def _backbone_of(model: InCTRL, name: str, image_size: int | None) -> Backbone:
     """The backbone that a model says it was trained on.
 
     Raises:
         InctrlError: its configuration does not name one that can be loaded.
     """
     try:
-        return load_backbone(**(model.backbone or {}))
+        size = {} if image_size is None else {"image_size": image_size}
+        return load_backbone(**((model.backbone or {}) | size))
     except TypeError as error:  # missing or unknown arguments, or no mapping at all
         raise InctrlError(
             f"config.json of {name!r} does not say which backbone the model was trained on ({error}): give "

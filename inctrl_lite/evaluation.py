@@ -19,7 +19,6 @@ from inctrl_lite.metrics import image_metrics
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.store import FeatureStore
-from inctrl_lite.support import SupportSet
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def score_items(
     encode = store.load if store else source.encode_items
     encode_augmented = store.load_augmented if store else source.encode_augmented_items
     augmented = encode_augmented(normals) if model.head.augments_support else None
-    support = SupportSet.of(encode(normals), augmented, model.head.needs_statistics)
+    support = model.support(encode(normals), augmented)
     text = text_prototypes(backbone, category) if model.head.needs_text else None
     batches = list(batched(items, batch_size))
     scored = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from jaxtyping import Float
 from torch import Tensor
 
-from inctrl_lite.backbones.base import ImageFeatures
+from inctrl_lite.backbones.base import ImageFeatures, Stage
 from inctrl_lite.residual import (
     global_distance,
     region_distance,
@@ -36,6 +36,9 @@ class Evidence(TensorRecord):
         region_distance, region_reference: the same by regions (see `residual.region_distance`).
         normal_statistics: mean and standard deviation of the residual of normal images at each patch.
         text_cosines: to the normal and to the anomalous text prototype, in [-1, 1].
+        normal_level: of the support set, in a head's own units (`Head.normal_level`).
+        query_stages: patch tokens of the queries, for a head with a prior on patches.
+        map_grid: rows and columns of the maps.
     """
 
     stage_maps: Float[Tensor, "B L N"]
@@ -48,10 +51,16 @@ class Evidence(TensorRecord):
     region_reference: Float[Tensor, " B"] | None = None
     normal_statistics: Float[Tensor, "B N 2"] | None = None
     text_cosines: Float[Tensor, "B 2"] | None = None
+    normal_level: Float[Tensor, "B 1"] | None = None
+    query_stages: tuple[Stage, ...] = ()
+    map_grid: tuple[int, int] = (1, 1)
 
 
 def compare(
-    query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None
+    query: ImageFeatures,
+    support: SupportSet,
+    text: Float[Tensor, "*b 2 D"] | None = None,
+    stage_maps: Float[Tensor, "B L N"] | None = None,
 ) -> Evidence:
     """Compare queries with a support set; each query by itself, whatever else is in the batch.
 
@@ -59,8 +68,10 @@ def compare(
         query: features of B queries.
         support: one for all queries, or one for each query.
         text: text prototypes [2, D] of the category, or [B, 2, D]; None for a backbone without text encoder.
+        stage_maps: `stage_residual_maps` of the two, where they are known already.
     """
-    maps = stage_residual_maps(query.stages, support.stages, query.map_grid)  # [B, L, N]
+    if stage_maps is None:
+        stage_maps = stage_residual_maps(query.stages, support.stages, query.map_grid)
     distance, reference = global_distance(query.global_embedding, support.global_embedding)
     by_region: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
     if query.regions is not None and support.regions is not None:
@@ -72,8 +83,8 @@ def compare(
 
     statistics = support.normal_statistics
     return Evidence(
-        stage_maps=maps,
-        patch_map=maps.mean(1),
+        stage_maps=stage_maps,
+        patch_map=stage_maps.mean(1),
         query_embedding=query.global_embedding,
         support_embedding=each(support.global_embedding, 2),
         global_distance=distance,
@@ -82,6 +93,9 @@ def compare(
         region_reference=by_region[1],
         normal_statistics=None if statistics is None else each(statistics, 2),
         text_cosines=None if text is None else text_cosines(query.global_embedding, text),
+        normal_level=None if support.normal_level is None else each(support.normal_level, 1),
+        query_stages=query.stages,
+        map_grid=query.map_grid,
     )
 
 
@@ -97,6 +111,8 @@ class Scores(TensorRecord):
         holistic: score of the holistic map, in (0, 1).
         image: score of the image-level residual, in (0, 1).
         text: score of the text prior, in [0, 1].
+        whole: score of the whole image, in (0, 1).
+        prior: score of the learned prior, which does not use the normal images, in (0, 1).
         holistic_map: what the holistic score is computed from.
     """
 
@@ -106,6 +122,8 @@ class Scores(TensorRecord):
     holistic: Float[Tensor, " B"] | None = None
     image: Float[Tensor, " B"] | None = None
     text: Float[Tensor, " B"] | None = None
+    whole: Float[Tensor, " B"] | None = None
+    prior: Float[Tensor, " B"] | None = None
     holistic_map: Float[Tensor, "B M"] | None = None
 
     @property

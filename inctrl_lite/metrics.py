@@ -329,7 +329,8 @@ def auroc_interval(
     Three to six draws or heads tell little about their own variance, and the quantiles of a bootstrap over so
     few are too narrow. Therefore the interval is the value plus and minus the standard error times a quantile
     of Student's t, with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946). Studies with several
-    readers of the same X-ray images do the same (Obuchowski and Rockette, Commun. Stat. 1995).
+    readers of the same X-ray images do the same (Obuchowski and Rockette, Commun. Stat. 1995). With one
+    category, few images and an AUROC near 1 the interval is wider than it need be.
 
     Args:
         cells: of one method: every draw with every head, or some of these pairs.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from inctrl_lite.backbones.base import ImageFeatures
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores, compare
 from inctrl_lite.files import write_whole
-from inctrl_lite.heads import HEADS, TERMS
+from inctrl_lite.heads import HEADS
 from inctrl_lite.support import SupportSet
 
 
@@ -41,12 +42,14 @@ class InCTRL(
     Args:
         embed_dim: D of the global embedding (640 for ViT-B/16+).
         num_patches: N of the residual map (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
-        head: "paper" (InCTRL, exact) or "lite" (InCTRL-lite).
+        head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "prior" (InCTRL-lite for a backbone without text
+            encoder).
         backbone: arguments of `load_backbone` for the backbone it is trained on, saved along.
-        terms: which terms the score is made of; all but for ablations.
+        terms: which terms the score is made of; None: all. Fewer are for ablations.
+        stage_widths: C of each stage; only the "prior" head needs it.
 
     Raises:
-        InctrlError: unknown head.
+        InctrlError: unknown head or term.
     """
 
     def __init__(
@@ -55,13 +58,24 @@ class InCTRL(
         num_patches: int,
         head: str = "paper",
         backbone: dict[str, Any] | None = None,
-        terms: Collection[str] = TERMS,
+        terms: Collection[str] | None = None,
+        stage_widths: Sequence[int] = (),
     ):
         super().__init__()
         if head not in HEADS:
             raise InctrlError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
         self.embed_dim, self.num_patches, self.backbone = embed_dim, num_patches, backbone
-        self.head = HEADS[head](embed_dim, num_patches, terms)
+        self.stage_widths = tuple(stage_widths)
+        self.head = HEADS[head].build(embed_dim, num_patches, stage_widths, terms)
+
+    def support(self, features: ImageFeatures, augmented: ImageFeatures | None = None) -> SupportSet:
+        """The support set of K encoded normal images, with what the head wants to know of it.
+
+        Args:
+            features, augmented: see `SupportSet.of`.
+        """
+        support = SupportSet.of(features, augmented, self.head.needs_statistics)
+        return replace(support, normal_level=self.head.normal_level(support))
 
     def compare(
         self, query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -106,7 +106,7 @@ class Preprocessor:
         return columns[0], rows[0], columns[1], rows[1]
 
     def to_picture(
-        self, values: Float[np.ndarray, "h w"], picture_size: tuple[int, int]
+        self, values: Real[np.ndarray, "h w"], picture_size: tuple[int, int]
     ) -> Float[np.ndarray, "H W"]:
         """A map of the input, of any resolution, at the size of its picture.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels, the longer side
 MAP_NOTE = (
-    "The coloured picture shows, patch by patch, how unlike every normal prompt the query looks. The model is "
+    "The coloured picture shows, patch by patch, how unlike every normal image the query looks. The model is "
     "trained to score whole images, not to outline defects: read the map as a hint."
 )
 

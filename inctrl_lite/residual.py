@@ -109,6 +109,18 @@ def patch_residual_map(
     return stage_residual_maps(query, support, map_grid).mean(1)
 
 
+def unit_tokens(stages: Sequence[Stage], map_grid: tuple[int, int]) -> Float[Tensor, "*b N C"]:
+    """Patch tokens of all stages side by side, on one grid; those of each stage have unit length."""
+    parts = []
+    for stage in stages:
+        unit = F.normalize(stage.tokens, dim=-1)
+        if stage.grid != map_grid:
+            channels = resample_map(unit.mT, stage.grid, map_grid)  # [..., C, N]
+            unit = F.normalize(channels.mT, dim=-1)
+        parts.append(unit)
+    return torch.cat(parts, dim=-1)
+
+
 # --- the support set among itself --------------------------------------------------------------------
 
 
@@ -116,8 +128,8 @@ def leave_one_out_maps(
     support: Sequence[Stage],
     map_grid: tuple[int, int],
     augmented: Sequence[Stage] | None = None,
-) -> Float[Tensor, "K N"]:
-    """The residual map of each normal image against the others: how much normal images differ.
+) -> Float[Tensor, "K L N"]:
+    """The residual maps of each normal image against the others: how much normal images differ.
 
     Args:
         support: stages of the K normal images, tokens [K, N, C].
@@ -133,7 +145,7 @@ def leave_one_out_maps(
         copies = None if augmented is None else augmented[i].tokens
         nearest = _nearest_others(stage.tokens, copies)
         maps.append(resample_map(((1 - nearest) / 2).clamp(0, 1), stage.grid, map_grid))
-    return torch.stack(maps, dim=1).mean(1)
+    return torch.stack(maps, dim=1)
 
 
 def _nearest_others(
@@ -170,7 +182,8 @@ def normal_residual_statistics(
     few normal images say little about a single patch. Not in the paper; used by the InCTRL-lite head.
 
     Args:
-        maps: residual maps of the normal images against each other (`leave_one_out_maps`).
+        maps: patch residual maps of the normal images against each other (`leave_one_out_maps`, mean over
+            the stages).
         grid: rows and columns of patches.
         local_weight: weight of the local estimate, in [0, 1].
 

@@ -29,14 +29,14 @@ class FolderScores:
 
     Attributes:
         predictions: one a query; `.skipped` names what could not be read.
-        prompts: names of the K normal images.
+        normals: names of the K normal images.
         settings: model, category, shots, seed, threshold and where it came from.
         metrics: AUROC, AP, F1-max and the AUROC's 95 % interval; None without labels of both classes.
         out: folder with scores.csv, scores.json, heatmaps/ and report.html.
     """
 
     predictions: Predictions
-    prompts: list[str]
+    normals: list[str]
     settings: dict[str, Any]
     metrics: dict[str, Any] | None
     out: Path
@@ -46,7 +46,7 @@ class FolderScores:
         return {
             "settings": self.settings,
             "metrics": self.metrics,
-            "normal_prompts": self.prompts,
+            "normal_images": self.normals,
             "skipped": [{"name": name, "reason": reason} for name, reason in self.predictions.skipped],
             "scores": [prediction.to_dict() for prediction in self.predictions],
         }
@@ -54,7 +54,7 @@ class FolderScores:
     def summary(self) -> str:
         """What a person reads on the terminal."""
         threshold = self.settings["threshold"]
-        lines = [f"{len(self.predictions)} images scored against {len(self.prompts)} normal ones"]
+        lines = [f"{len(self.predictions)} images scored against {len(self.normals)} normal ones"]
         if threshold is None:
             lines[0] += "; no threshold (give --threshold, or two normal images or more)"
         else:
@@ -93,7 +93,7 @@ def score_folder(
         queries: an image or a folder; labels are read from MVTec-style sub-folders where there are any.
         out: folder for scores.csv, scores.json, report.html and a folder of heat maps.
         model: name for `AnomalyDetector.from_pretrained`, or a detector.
-        threshold: score above which an image is called anomalous; None: leave-one-out over the prompts.
+        threshold: score above which an image is called anomalous; None: from the normal images themselves.
 
     Raises:
         InctrlError: bad input (named); nothing half-written remains.
@@ -114,9 +114,9 @@ def score_folder(
             f"{normals} holds {len(pool)} normal images, fewer than the {shots} asked for: add some, or ask "
             "for fewer shots"
         )
-    prompts = draw_support(Category("folder", category, "", tuple(pool), ()), shots, seed)
+    support = draw_support(Category("folder", category, "", tuple(pool), ()), shots, seed)
     detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
-    detector.fit([item.image for item in prompts], category)
+    detector.fit([item.image for item in support], category)
     fitted = detector.categories[category]
     if threshold is not None:
         fitted.threshold, fitted.threshold_source = threshold, "given"
@@ -134,7 +134,7 @@ def score_folder(
     labels = {item.name: item.label for item in items if item.label is not None}
     result = FolderScores(
         predictions=predictions,
-        prompts=[item.name for item in prompts],
+        normals=[item.name for item in support],
         settings={
             "model": model if isinstance(model, str) else "given detector",
             "backbone": detector.backbone.name,
@@ -148,7 +148,7 @@ def score_folder(
         metrics=_metrics(predictions, labels),
         out=out,
     )
-    _write(result, labels, [item.image for item in prompts])
+    _write(result, labels, [item.image for item in support])
     return result
 
 
@@ -165,8 +165,8 @@ def _items(queries: Path) -> list[Item]:
 
 
 def _metrics(predictions: Predictions, labels: dict[str, int]) -> dict[str, Any] | None:
-    """Metrics over the labelled queries that are not prompts themselves."""
-    known = [p for p in predictions if p.name in labels and not p.is_prompt]
+    """Metrics over the labelled queries that are not in the support set themselves."""
+    known = [p for p in predictions if p.name in labels and not p.in_support]
     y = np.array([labels[p.name] for p in known])
     if len(set(y.tolist())) < 2:
         return None
@@ -176,7 +176,7 @@ def _metrics(predictions: Predictions, labels: dict[str, int]) -> dict[str, Any]
     return image_metrics(y, scores) | {"auroc_interval": list(interval)} | counts
 
 
-def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) -> None:
+def _write(result: FolderScores, labels: dict[str, int], normals: list[Path]) -> None:
     """CSV, JSON, heat maps and report."""
     out, predictions = result.out, result.predictions
     frame = predictions.to_frame()
@@ -214,9 +214,9 @@ def _write(result: FolderScores, labels: dict[str, int], prompts: list[Path]) ->
         sections.append(Section("Skipped", table=Table(("file", "reason"), predictions.skipped)))
     sections.append(
         Section(
-            "Normal prompts",
-            "What normal meant here.",
-            cards=[Card(n, load_image(p)) for p, n in zip(prompts, result.prompts, strict=True)],
+            "Normal images",
+            "The support set: what normal meant here.",
+            cards=[Card(n, load_image(p)) for p, n in zip(normals, result.normals, strict=True)],
         )
     )
     lead = result.summary().splitlines()[0] + "."
@@ -234,8 +234,8 @@ def _setting_rows(settings: dict[str, Any]) -> list[tuple[str, str]]:
 def _query_card(prediction: Prediction, label: int | None) -> Card:
     """A query with its verdict, its label if it has one, and its terms."""
     lines = []
-    if prediction.is_prompt:
-        lines.append("is a normal prompt: the score means nothing")
+    if prediction.in_support:
+        lines.append("is in the support set: the score means nothing")
     if prediction.is_anomalous is not None:
         lines.append("above the threshold" if prediction.is_anomalous else "below the threshold")
     if label is not None:

@@ -24,18 +24,20 @@ class SupportSet(TensorRecord):
         stages: patch tokens [..., M, N, C] of each stage.
         map_grid: rows and columns of residual maps.
         regions: region tokens [..., M, Q, C], or None.
-        normal_maps: residual maps of the K images against each other [..., K, N] (`leave_one_out_maps`); None
-            where no head asks for them.
+        normal_maps: residual maps of the K images against each other [..., K, L, N] (`leave_one_out_maps`);
+            None where no head asks for them.
         normal_statistics: their mean and standard deviation at each patch [..., N, 2]
             (`normal_residual_statistics`), or None.
+        normal_level: what a head expects of a normal image, in its own units (`Head.normal_level`), or None.
     """
 
     global_embedding: Float[Tensor, "*batch K D"]
     stages: tuple[Stage, ...]
     map_grid: tuple[int, int]
     regions: Stage | None = None
-    normal_maps: Float[Tensor, "*batch K N"] | None = None
+    normal_maps: Float[Tensor, "*batch K L N"] | None = None
     normal_statistics: Float[Tensor, "*batch N 2"] | None = None
+    normal_level: Float[Tensor, "*batch 1"] | None = None
 
     @property
     def shots(self) -> int:
@@ -67,7 +69,7 @@ class SupportSet(TensorRecord):
             features.map_grid,
             seen.regions,
             maps,
-            None if maps is None else normal_residual_statistics(maps, features.map_grid),
+            None if maps is None else normal_residual_statistics(maps.mean(1), features.map_grid),
         )
 
     @classmethod

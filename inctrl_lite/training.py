@@ -189,7 +189,7 @@ def new_model(backbone: Backbone, config: TrainConfig) -> InCTRL:
     Raises:
         InctrlError: unknown head, or one that needs a text encoder that the backbone does not have.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(config.seed)
         model = InCTRL(backbone.embed_dim, backbone.num_patches, config.head, backbone.arguments)
     if model.head.needs_text and not backbone.has_text_encoder:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from PIL import Image
 
 from inctrl_lite.preprocess import Preprocessor
@@ -40,7 +40,7 @@ def colour_range(statistics: Float[Tensor, "N 2"]) -> tuple[float, float]:
 
 def overlay(
     image: Image.Image,
-    patch_map: Float[np.ndarray, "h w"],
+    patch_map: Real[np.ndarray, "h w"],
     limits: tuple[float, float] = (0.0, 1.0),
     preprocessor: Preprocessor = WHOLE,
 ) -> Image.Image:
@@ -67,7 +67,7 @@ def overlay(
 
 def score_figure(
     image: Image.Image,
-    patch_map: Float[np.ndarray, "h w"],
+    patch_map: Real[np.ndarray, "h w"],
     score: float,
     *,
     title: str = "",

@@ -1,7 +1,8 @@
-"""Explorers: controls over finitely many choices, drawn in advance; and what needs a kernel.
+"""Explorers, whose pictures are all drawn in advance, and two widgets that need a kernel.
 
-Everything an explorer can show is rendered once, and its controls are joined to the pictures inside the
-browser (`jslink`). It therefore works with a kernel and without one: in JupyterLab and on the static site.
+An explorer draws one picture for every combination of its choices. Its controls select among these pictures
+inside the browser (`jslink`). It therefore works with a kernel and without one: in JupyterLab and on the
+static site.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     Picture = Figure | Image.Image
 
-MAX_FRAMES = 96  # beyond this a page gets heavy: about 15 kB a frame
+MAX_FRAMES = 96  # a frame takes about 15 kB, so that more would make a page slow
 
 
 def explorer(render: Callable[..., tuple[Picture, str]], **choices: Sequence[Any]) -> ipywidgets.VBox:
@@ -81,14 +82,14 @@ def _control(name: str, options: list[Any]) -> ipywidgets.Widget:
 
 
 def live_training(run: Iterator[Mapping[str, float]], steps: int = 40, redraws: int = 4) -> ipywidgets.VBox:
-    """The loss of a training, and a button that trains on.
+    """The loss curve of a training, and a button that continues the training.
 
-    The first `steps` are taken at once: a page without a kernel shows these.
+    The first `steps` are taken at once, so that a page without a kernel shows them.
 
     Args:
-        run: takes one training step each time it is asked for the next record, which has a "loss".
-        steps: how many a press takes.
-        redraws: how often the picture is renewed meanwhile.
+        run: an iterator that takes one training step for each record it yields; a record has a "loss".
+        steps: training steps for one press of the button.
+        redraws: how often the picture is drawn again during these steps.
     """
     losses: list[float] = []
     picture = ipywidgets.HTML()
@@ -155,13 +156,13 @@ def png(picture: Picture, few_colours: bool = True, dpi: int = 76) -> bytes:
 
 
 def upload(detector: AnomalyDetector, example: Any, category: str | None = None) -> ipywidgets.VBox:
-    """A button for pictures of one's own; below it score, verdict and residual map of each.
+    """A button to upload pictures; below it the score, verdict and residual map of each picture.
 
-    Until something is uploaded, the example's verdict stands there; without a kernel it stays. An upload is
-    not kept in the widget's state, so that a saved notebook holds no photograph but those on display.
+    Before the first upload, and on pages without a kernel, it shows the verdict of the example. An upload is
+    not kept in the widget's state, so that a saved notebook holds no other photographs than those it shows.
 
     Args:
-        detector: with normal prompts (`fit`); its threshold is read anew for every upload.
+        detector: after `fit`; its threshold is read again for every upload.
         example: the picture to begin with, as `predict` takes it.
         category: which fitted category; may be left out when there is one.
 
@@ -174,9 +175,9 @@ def upload(detector: AnomalyDetector, example: Any, category: str | None = None)
     button = ipywidgets.FileUpload(
         accept="image/*", multiple=True, description="Choose pictures", layout={"width": "auto"}
     )
-    note = "An example, until you choose pictures of your own (which needs a running kernel)."
+    note = "This is an example. Choose pictures of your own to replace it (needs a running kernel)."
     first = next(detector.stream([("the example", example)], category))
-    category = first.category  # for good: others may be fitted before the next upload
+    category = first.category  # fixed now: other categories may be fitted before the next upload
     shown = ipywidgets.VBox([ipywidgets.HTML(note), frame(*_verdict(first))])
 
     def answer(change: dict[str, Any]) -> None:
@@ -204,8 +205,8 @@ def _answer(detector: AnomalyDetector, category: str | None, name: str, content:
 def _verdict(prediction: Prediction) -> tuple[Figure, str]:
     """The figure of a prediction, and its verdict in words."""
     verdict = f"{prediction.name}: score {prediction.score:.3f}"
-    if prediction.is_prompt:
-        verdict += ", which means nothing: the picture is one of the normal prompts"
+    if prediction.in_support:
+        verdict += ", which means nothing: the picture is one of the normal images of the support set"
     elif prediction.threshold is None:
         verdict += "; no threshold is set"
     else:

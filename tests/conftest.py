@@ -36,9 +36,9 @@ def small_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_backbone(small_folder):
     """That CLIP as a backbone, on the CPU. Shared: leave it as it is."""
-    from inctrl_lite.backbone import Backbone
+    from inctrl_lite import load_backbone
 
-    return Backbone.load(f"local-dir:{small_folder}")
+    return load_backbone(f"local-dir:{small_folder}")
 
 
 def draw_category(name: str, train: int = 8, normal: int = 6, anomalous: int = 8, seed: int = 0) -> Category:

@@ -1,4 +1,4 @@
-"""InCTRL's scores in plain loops, from the formulas alone: slow, and independent of the package's code."""
+"""Scores in plain loops, from the formulas alone: slow, and independent of the package."""
 
 import math
 
@@ -9,17 +9,28 @@ def cosine(a, b):
     return float(a @ b) / (math.sqrt(float(a @ a)) * math.sqrt(float(b @ b)))
 
 
-def patch_map(query, prompts):
-    """query [L][N] of vectors, prompts [K][L][N]: mean over blocks of half of 1 - the best cosine."""
-    blocks, patches = len(query), len(query[0])
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def patch_map(query, normals):
+    """query [L][N] of vectors, normals [K][L][N]: mean over stages of half of 1 - the best cosine."""
+    stages, patches = len(query), len(query[0])
     result = []
     for i in range(patches):
         total = 0.0
-        for block in range(blocks):
-            best = max(cosine(query[block][i], patch) for prompt in prompts for patch in prompt[block])
+        for stage in range(stages):
+            best = max(cosine(query[stage][i], patch) for image in normals for patch in image[stage])
             total += (1 - best) / 2
-        result.append(total / blocks)
+        result.append(total / stages)
     return result
+
+
+def stages_of(features):
+    """[L][N] of vectors for one image, [K][L][N] for several."""
+    if features.global_embedding.ndim == 1:
+        return [list(stage.tokens) for stage in features.stages]
+    return [[list(stage.tokens[k]) for stage in features.stages] for k in range(len(features))]
 
 
 def score_head(x, head):
@@ -29,7 +40,7 @@ def score_head(x, head):
         x = torch.stack([max(v, v * 0) for v in x])
         if isinstance(norm, torch.nn.BatchNorm1d):
             x = (x - norm.running_mean) / torch.sqrt(norm.running_var + 1e-5) * norm.weight + norm.bias
-    return 1 / (1 + math.exp(-float(head.layer3.weight[0] @ x + head.layer3.bias[0])))
+    return sigmoid(float(head.layer3.weight[0] @ x + head.layer3.bias[0]))
 
 
 def adapt(x, adapter):
@@ -39,21 +50,117 @@ def adapt(x, adapter):
     return torch.where(out > 0, out, 0 * out)
 
 
-def paper_scores(model, cls, patches, prompt_cls, prompt_patches, text):
+def image_score(head, query, normals):
+    adapted = [adapt(c, head.adapter) for c in normals.global_embedding]
+    return score_head(sum(adapted) / len(adapted) - adapt(query.global_embedding, head.adapter), head.image)
+
+
+def text_score(query, text, scale):
+    logits = [scale * cosine(query.global_embedding, t) for t in text]
+    return sigmoid(logits[1] - logits[0])
+
+
+def paper_scores(model, query, normals, text):
     """All terms of one query under the paper's head, as a dict."""
-    residuals = patch_map(patches, prompt_patches)
-    prototype = sum(adapt(c, model.adapter) for c in prompt_cls) / len(prompt_cls)
-    image = score_head(prototype - adapt(cls, model.adapter), model.head.image)
-    logits = [100 * cosine(cls, t) for t in text]
-    text_score = 1 / (1 + math.exp(logits[0] - logits[1]))
-    holistic_map = [m + image + text_score for m in residuals]
-    holistic = score_head(torch.tensor(holistic_map, dtype=cls.dtype), model.head.holistic)
+    head = model.head
+    residuals = patch_map(stages_of(query), stages_of(normals))
+    image, words = image_score(head, query, normals), text_score(query, text, 100)
+    holistic_map = [m + image + words for m in residuals]
+    holistic = score_head(torch.tensor(holistic_map, dtype=query.global_embedding.dtype), head.holistic)
     return {
         "patch_map": residuals,
         "patch": max(residuals),
         "image": image,
-        "text": text_score,
+        "text": words,
         "holistic_map": holistic_map,
         "holistic": holistic,
         "final": (holistic + max(residuals)) / 2,
+    }
+
+
+def smooth(row):
+    """Mean over the (up to) three neighbours in a row, twice."""
+    for _ in range(2):
+        row = [sum(row[max(0, i - 1) : i + 2]) / len(row[max(0, i - 1) : i + 2]) for i in range(len(row))]
+    return row
+
+
+def statistics(normals):
+    """Mean and standard deviation of normal residuals at each patch of a one-row map."""
+    images = stages_of(normals)
+    if len(images) == 1:
+        maps = [patch_map_within(images[0])]
+    else:
+        maps = [patch_map(images[k], images[:k] + images[k + 1 :]) for k in range(len(images))]
+    count, patches = len(maps), len(maps[0])
+    flat = [value for row in maps for value in row]
+    mean = sum(flat) / len(flat)
+    std = math.sqrt(sum((v - mean) ** 2 for v in flat) / len(flat))
+    local = smooth([sum(row[i] for row in maps) / count for i in range(patches)])
+    squares = smooth([sum((row[i] - local[i]) ** 2 for row in maps) / count for i in range(patches)])
+    return [((a + mean) / 2, (math.sqrt(b) + std) / 2) for a, b in zip(local, squares, strict=True)]
+
+
+def patch_map_within(image):
+    """Each patch against the other patches of the same image."""
+    result = []
+    for i in range(len(image[0])):
+        total = 0.0
+        for tokens in image:
+            total += (1 - max(cosine(tokens[i], t) for j, t in enumerate(tokens) if j != i)) / 2
+        result.append(total / len(image))
+    return result
+
+
+def reference_distance(among, prior):
+    """Geometric mean of the normal images' own distances (weight K - 1) and the prior (weight 4)."""
+    if len(among) == 1:
+        return prior
+    own = max(sum(among) / len(among), 1e-3)
+    weight = len(among) - 1
+    return math.exp((weight * math.log(own) + 4 * math.log(prior)) / (weight + 4))
+
+
+def global_terms(query, normals):
+    embeddings = list(normals.global_embedding)
+    distance = min((1 - cosine(query.global_embedding, e)) / 2 for e in embeddings)
+    among = [min([(1 - cosine(a, b)) / 2 for b in embeddings if b is not a] or [1.0]) for a in embeddings]
+    return distance, reference_distance(among, 0.04)
+
+
+def region_terms(query, normals):
+    def distance(a, b):
+        values = sorted(((1 - cosine(x, y)) / 2 for x, y in zip(a, b, strict=True)), reverse=True)
+        return sum(values[:3]) / 3
+
+    images = [list(normals.regions.tokens[k]) for k in range(len(normals))]
+    mine = list(query.regions.tokens)
+    among = [min([distance(a, b) for b in images if b is not a] or [1.0]) for a in images]
+    return min(distance(mine, image) for image in images), reference_distance(among, 0.16)
+
+
+def lite_scores(model, query, normals, text):
+    """The terms of one query under the InCTRL-lite head, for a map of one row and no augmented copies."""
+    head = model.head
+    residuals = patch_map(stages_of(query), stages_of(normals))
+    z = [(r - m) / (s + 1e-3) for r, (m, s) in zip(residuals, statistics(normals), strict=True)]
+    z.sort(reverse=True)
+    ranks = [round(len(z) ** (i / 31)) - 1 for i in range(32)]
+    ratios = [
+        math.log(far + 1e-3) - math.log(usual + 1e-3)
+        for far, usual in (global_terms(query, normals), region_terms(query, normals))
+    ]
+    whole = sigmoid(float(head.whole[0]) * (sum(ratios) / 2 - float(head.whole[1])))
+    image = image_score(head, query, normals)
+    words = text_score(query, text, math.exp(float(head.log_text_scale)))
+    holistic_map = [min(max(z[r], -5), 15) / 10 + image + whole + words for r in ranks]
+    holistic = score_head(torch.tensor(holistic_map, dtype=query.global_embedding.dtype), head.holistic)
+    training_free = 1 - (1 - sigmoid(z[0] / 4 - 1)) * (1 - whole)
+    return {
+        "patch": max(residuals),
+        "image": image,
+        "text": words,
+        "holistic_map": holistic_map,
+        "holistic": holistic,
+        "final": (holistic + training_free) / 2,
     }

@@ -74,13 +74,45 @@ def test_other_mistakes_are_described(answer, message):
 @pytest.mark.parametrize("form", [list, np.array, torch.tensor])
 def test_a_list_an_array_or_a_tensor_will_do_for_a_tuple(form, capsys):
     pair = Exercise(solution=lambda seed: (seed + 0.5, 2.0), cases=lambda seed: (seed,))
-    pair(lambda seed: form([seed + 0.5, 2.0]))
+    accepted = pair(lambda seed: form([seed + 0.5, 2.0]))
     assert "right on" in capsys.readouterr().out
+    assert accepted(1) == (1.5, 2.0)  # the notebook goes on with the answer key's form
     with pytest.raises(CheckFailed):
         pair(lambda seed: form([seed + 0.5, 3.0]))
 
 
-@pytest.mark.parametrize("right", [[0.5], {"a": 1}, {1, 2}, None, "word", True])
+FORMS = {
+    "a list": lambda x: (2 * x).tolist(),
+    "an array": lambda x: (2 * x).numpy(),
+    "float64": lambda x: 2 * x.double(),
+    "a list of tensors": lambda x: list(2 * x),
+    "a tuple": lambda x: tuple((2 * x).tolist()),
+}
+
+
+@pytest.mark.parametrize("answer", FORMS.values(), ids=FORMS)
+def test_right_numbers_in_any_form_pass_and_are_converted(answer):
+    accepted = DOUBLE(answer)(torch.arange(3.0))
+    assert isinstance(accepted, torch.Tensor) and accepted.dtype == torch.float32
+    assert accepted.tolist() == [0.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("answer", FORMS.values(), ids=FORMS)
+def test_wrong_numbers_in_any_form_fail_with_the_first_value_that_differs(answer):
+    with pytest.raises(CheckFailed, match=r"returns 4 at \[1\], expected 2 \(2 of 3 values differ\)"):
+        DOUBLE(lambda x: answer(x + torch.tensor([0.0, 1.0, 1.0])))
+
+
+@pytest.mark.parametrize("form", [lambda x: x.tolist(), lambda x: x.numpy(), torch.Tensor.double])
+def test_exercises_take_lists_arrays_and_float64(form):
+    solution = checks.check_score_by_text.solution
+    accepted = checks.check_score_by_text(lambda query, prototypes: form(solution(query, prototypes)))
+    assert accepted(torch.eye(2), torch.eye(2)).dtype == torch.float32
+    mean = checks.check_effect_of_shots(lambda a: [form(a.mean(1)), form(a.std(1))])(torch.eye(2))[0]
+    assert isinstance(mean, torch.Tensor)
+
+
+@pytest.mark.parametrize("right", [[0.5, 2.5], {"a": 1}, {1, 2}, None, "word", True])
 @pytest.mark.parametrize("answer", [np.array(["a", "b"]), np.array([["a"], ["b"]]), {1, 3}, "other", print])
 def test_any_answer_can_be_compared(answer, right):
     with pytest.raises(CheckFailed, match="double"):
@@ -125,29 +157,31 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
         (
             checks.check_sample_normals,
             lambda names, query, shots, seed: [name for name in names if name != query][-shots:],
-            "all different, none the query",
+            "different names without the query, but not those",
         ),
         (
             checks.check_find_leaks,
             lambda train, test: [name for name in test if name == "test/2"],
-            r"test/2 .* is not in training",
+            r"test/2 .* is not among the training images",
         ),
         (
             checks.check_images_first,
             lambda t: t[:, 1:].permute(3, 0, 1, 2),
-            r"\[C, L, N, B\] is what you return",
+            r"you return \[C, L, N, B\]",
         ),
         (checks.check_audit, lambda module: {"trained": 0, "dead": 0, "frozen": 0}, "counts 0 numbers as"),
         (
             checks.check_is_batch_invariant,
-            lambda score, x: all(
-                bool((score(x[i : i + 1]) - score(x)[i]).abs() < 1e-4) for i in range(len(x) - 1)
+            lambda score, x, tolerance=1e-4: all(
+                bool((score(x[i : i + 1]) - score(x)[i]).abs() < tolerance) for i in range(len(x) - 1)
             ),
             "True .* of a model that is wrong for one image",
         ),
         (
             checks.check_is_batch_invariant,
-            lambda score, x: bool((score(x) - score(x.roll(1, 0)).roll(-1, 0)).abs().max() < 1e-4),
+            lambda score, x, tolerance=1e-4: bool(
+                (score(x) - score(x.roll(1, 0)).roll(-1, 0)).abs().max() < tolerance
+            ),
             "in a batch of ONE",
         ),
         (checks.check_final_score, lambda *a: a[2].amax(1) @ a[3], r"patch_map \[B, N\] = \[3, 10\]"),
@@ -158,20 +192,114 @@ def test_the_unknown_mistake_is_described_in_words(exercise, answer, message):
         exercise(answer)
 
 
-def shuffled_by_lot(score, query, prompt):
+def shuffled(score, query, support):
     order = torch.randperm(len(query))
-    return (score(query, prompt)[order] - score(query[order], prompt[order])).abs().max().item()
+    return (score(query, support)[order] - score(query[order], support[order])).abs().max().item()
 
 
-def doubled(score, query, prompt):
+def doubled(score, query, support):
     alone = [
-        score(q.expand(2, -1, -1, -1), p.expand(2, -1, -1, -1, -1))
-        for q, p in zip(query, prompt, strict=True)
+        score(q.expand(2, -1, -1, -1), s.expand(2, -1, -1, -1, -1))
+        for q, s in zip(query, support, strict=True)
     ]
-    return (score(query, prompt) - torch.stack(alone)[:, 0]).abs().max().item()
+    return (score(query, support) - torch.stack(alone)[:, 0]).abs().max().item()
 
 
-@pytest.mark.parametrize("answer", [shuffled_by_lot, doubled])
+@pytest.mark.parametrize("answer", [shuffled, doubled])
 def test_a_test_without_a_batch_of_one_is_told_so(answer):
     with pytest.raises(CheckFailed, match="in a batch of ONE"):
         checks.check_largest_change(answer)
+
+
+def adapter(down_as: str, up_as: str, order: bool = True, factor: float = 1.0):
+    """An adapter of plain parameters, each stored like nn.Linear ("linear") or transposed ("matrix")."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, width: int, reduction: int = 4):
+            super().__init__()
+            shapes = {"linear": lambda i, o: (o, i), "matrix": lambda i, o: (i, o)}
+            middle = width // reduction
+            sizes = {"first": shapes[down_as](width, middle), "second": shapes[up_as](middle, width)}
+            for name in sorted(sizes, reverse=not order):
+                self.register_parameter(name, torch.nn.Parameter(torch.zeros(sizes[name])))
+
+        def forward(self, x):
+            down = self.first.T if down_as == "linear" else self.first
+            up = self.second.T if up_as == "linear" else self.second
+            return factor * ((x @ down).relu() @ up).relu()
+
+    return Adapter
+
+
+@pytest.mark.parametrize("order", [True, False])
+@pytest.mark.parametrize("up_as", ["linear", "matrix"])
+@pytest.mark.parametrize("down_as", ["linear", "matrix"])
+def test_an_adapter_may_have_plain_or_transposed_parameters(down_as, up_as, order):
+    checks.check_Adapter(adapter(down_as, up_as, order))
+    with pytest.raises(CheckFailed, match="the right sizes, but forward returns"):
+        checks.check_Adapter(adapter(down_as, up_as, order, factor=2.0))
+
+
+def test_a_sorted_pool_is_another_draw():
+    solution = checks.check_sample_normals.solution
+    with pytest.raises(CheckFailed, match="sort the pool"):
+        checks.check_sample_normals(lambda names, *others: solution(sorted(names), *others))
+
+
+@pytest.mark.parametrize("fixed", [1e-4, 1e-8])
+def test_a_test_must_use_its_tolerance(fixed):
+    solution = checks.check_is_batch_invariant.solution
+    with pytest.raises(CheckFailed, match="tolerance"):
+        checks.check_is_batch_invariant(lambda score, x, tolerance=1e-4: solution(score, x, fixed))
+
+
+def test_a_forbidden_function_is_not_accepted():
+    from sklearn.metrics import roc_auc_score
+
+    with pytest.raises(CheckFailed, match="calls roc_auc_score: write the computation yourself"):
+        checks.check_auroc(lambda labels, scores: roc_auc_score(labels, scores))
+    with pytest.raises(CheckFailed, match="calls roc_auc_score"):
+        checks.check_auroc(roc_auc_score)
+
+
+def test_stages_in_other_forms_are_described():
+    solution = checks.check_collect_stages.solution
+    with pytest.raises(CheckFailed, match="entry 0 of the list is a dict"):
+        checks.check_collect_stages(lambda *a: [{"tokens": one.tokens} for one in solution(*a)])
+    with pytest.raises(CheckFailed, match="the tokens of stage 1: returns"):
+        checks.check_collect_stages(
+            lambda *a: [type(s)(s.tokens + i, s.grid) for i, s in enumerate(solution(*a))]
+        )
+    checks.check_collect_stages(lambda *a: tuple(solution(*a)))
+
+
+UNKNOWN = {
+    "build_prototypes": (lambda n, a: torch.stack([n[0], a[0]]), r"at \[0, \d\], expected .*values differ"),
+    "cosine_megabytes": (lambda B, L, N, K: 7.0, "returns 7, expected"),
+    "focal_loss": (
+        lambda s, y, gamma: 3 * checks.check_focal_loss.solution(s, y, gamma),
+        "for the loss, returns .* expected",
+    ),
+    "seed_interval": (lambda v, level: (0.0, 1.0), "for the lower end, returns 0, expected"),
+    "paired_interval": (lambda y, a, b, p: (0.0, 1.0), "for the lower end, returns 0, expected"),
+    "margins": (
+        lambda t, o: checks.check_margins.solution(t, o) | {"ahead": 0.123},
+        "for the key 'ahead', returns 0.123, expected",
+    ),
+    "threshold_at_rate": (lambda s, rate: 0.5, "returns 0.5, expected"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_mistake_names_the_first_value_that_differs(name):
+    answer, message = UNKNOWN[name]
+    with pytest.raises(CheckFailed, match=message):
+        exercises()[name](answer)
+
+
+def test_the_threshold_keeps_the_wanted_rate():
+    """Of many thresholds from 40 normal scores, new normal scores exceed them at r / (n + 1) on average."""
+    rng = np.random.default_rng(0)
+    threshold = checks.check_threshold_at_rate.solution
+    rates = [1 - threshold(rng.random(40), 0.1) for _ in range(4000)]  # uniform: the rate is 1 - threshold
+    assert np.mean(rates) == pytest.approx(4 / 41, abs=0.003)

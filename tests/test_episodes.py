@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import draw_category
 
-from inctrl_lite.data.episodes import draw_prompts, normals, sample_batch
+from inctrl_lite.data.episodes import draw_support, normals, sample_batch
 from inctrl_lite.errors import InctrlError
 
 
@@ -70,16 +70,16 @@ def test_what_cannot_be_sampled_is_named(small_categories):
 
 def test_prompts_for_testing_do_not_depend_on_order_and_are_nested(small_categories):
     category = small_categories[0]
-    four = draw_prompts(category, 4, seed=1)
-    assert draw_prompts(replace(category, train=category.train[::-1]), 4, seed=1) == four
-    assert draw_prompts(category, 2, seed=1) == four[:2]
-    assert len({draw_prompts(category, 4, seed=seed) for seed in range(10)}) > 5
+    four = draw_support(category, 4, seed=1)
+    assert draw_support(replace(category, train=category.train[::-1]), 4, seed=1) == four
+    assert draw_support(category, 2, seed=1) == four[:2]
+    assert len({draw_support(category, 4, seed=seed) for seed in range(10)}) > 5
     assert set(four) <= set(category.train)
 
 
 def test_the_draw_of_a_seed_never_changes(small_categories):
     """Published results name a seed: a new version must draw the same images."""
-    assert [item.name[-3:] for item in draw_prompts(small_categories[0], 4, seed=0)] == [
+    assert [item.name[-3:] for item in draw_support(small_categories[0], 4, seed=0)] == [
         "005",
         "006",
         "002",
@@ -89,6 +89,6 @@ def test_the_draw_of_a_seed_never_changes(small_categories):
 
 def test_too_few_normals_to_draw_from_are_named(small_categories):
     with pytest.raises(InctrlError, match="'bottle' has 8 normal images"):
-        draw_prompts(small_categories[0], 9)
+        draw_support(small_categories[0], 9)
     with pytest.raises(InctrlError, match="shots = 0"):
-        draw_prompts(small_categories[0], 0)
+        draw_support(small_categories[0], 0)

@@ -1,37 +1,58 @@
 """The model: equal to the slow reference, the same for every batch, learning only what it should."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from reference import paper_scores
+from reference import lite_scores, paper_scores
 
 from inctrl_lite import InCTRL, InctrlError, residual
-from inctrl_lite.backbone import MAX_PICTURES, ImageFeatures
+from inctrl_lite.augment import MAX_SUPPORT_PICTURES
+from inctrl_lite.backbones import ImageFeatures, Stage
+from inctrl_lite.evidence import Scores, compare
+from inctrl_lite.heads import HEADS
 from inctrl_lite.losses import focal_loss
-from inctrl_lite.model import HEADS, NormalPrompt, Scores
+from inctrl_lite.support import SupportSet
 
-B, K, L, N, P, C, D = 3, 2, 2, 5, 4, 6, 8
+B, K, D = 3, 2, 8
+GRID = (1, 5)
+N, Q = 5, 4
+WIDTHS = (6, 6)
 
 
-def features(count: int, seed: int) -> ImageFeatures:
+def features(count: int, seed: int, grids=(GRID, GRID), widths=WIDTHS) -> ImageFeatures:
     generator = torch.Generator().manual_seed(seed)
-    return ImageFeatures(
-        torch.randn(count, D, generator=generator, dtype=torch.float64),
-        torch.randn(count, L, N, C, generator=generator, dtype=torch.float64),
-        torch.randn(count, P, C, generator=generator, dtype=torch.float64),
-        (1, N),
-    )
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+
+    stages = tuple(Stage(random(g[0] * g[1], c), g) for g, c in zip(grids, widths, strict=True))
+    return ImageFeatures(random(D), stages, grids[0], Stage(random(Q, 6), (1, Q)))
 
 
+def copies(count: int, augmented: int, seed: int) -> ImageFeatures:
+    """Features of augmented copies, tensors [count, augmented, ...]."""
+    return features(count * augmented, seed).map(lambda t: t.unflatten(0, (count, augmented)))
+
+
+def new(head: str) -> InCTRL:
+    return InCTRL(D, N, head, stage_widths=WIDTHS).double()
+
+
+@torch.enable_grad()
 def trained(head: str) -> InCTRL:
     """A model with weights and running statistics that are not the initial ones."""
     torch.manual_seed(1)
-    model = InCTRL(D, N, head).double()
+    model = new(head)
+    if head == "prior":
+        model.head.direction.copy_(torch.randn(sum(WIDTHS)))
+        model.head.offset.fill_(0.3)
+        model.head.level.fill_(-1.5)
+        return model.eval()
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
-    prompt, text = NormalPrompt.of(features(K, 1)), torch.randn(2, D, dtype=torch.float64)
+    support, text = model.support(features(K, 1)), torch.randn(2, D, dtype=torch.float64)
     for step in range(5):
-        scores = model(features(8, 10 + step), prompt, text)
+        scores = model(features(8, 10 + step), support, text)
         optimiser.zero_grad()
         (scores.final.sum() + scores.image.sum()).backward()
         optimiser.step()
@@ -50,89 +71,194 @@ def text():
 
 def assert_same(a: Scores, b: Scores):
     for field in fields(Scores):
-        torch.testing.assert_close(getattr(a, field.name), getattr(b, field.name), atol=1e-10, rtol=0)
+        one, other = getattr(a, field.name), getattr(b, field.name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])
-def test_paper_head_equals_the_slow_reference(shots, text):
-    model, query, prompt = trained("paper"), features(B, 2), features(shots, 3)
+@pytest.mark.parametrize("slow", [paper_scores, lite_scores], ids=["paper", "lite"])
+def test_heads_equal_the_slow_reference(slow, shots, text):
+    model = trained("paper" if slow is paper_scores else "lite")
+    query, normals = features(B, 2), features(shots, 3)
     with torch.no_grad():
-        scores = model(query, NormalPrompt.of(prompt), text)
+        scores = model(query, model.support(normals), text)
         for i in range(B):
-            slow = paper_scores(model, query.cls[i], query.patches[i], prompt.cls, prompt.patches, text)
-            for name, value in slow.items():
+            for name, value in slow(model, query[i], normals, text).items():
                 expected = torch.tensor(value, dtype=torch.float64)
                 torch.testing.assert_close(getattr(scores, name)[i], expected, atol=1e-10, rtol=0)
 
 
 @torch.no_grad()
-def test_a_score_does_not_depend_on_batch_mates(model, text):
-    query, prompt = features(B, 2), NormalPrompt.of(features(K, 3))
-    together = model(query, prompt, text)
-    assert_same(together, Scores.cat([model(query[i : i + 1], prompt, text) for i in range(B)]))
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(model, text):
+    query, support = features(B, 2), model.support(features(K, 3))
+    together = model(query, support, text)
+    assert_same(together, Scores.cat([model(query[i : i + 1], support, text) for i in range(B)]))
     order = torch.tensor([2, 0, 1])
-    assert_same(together.map(lambda t: t[order]), model(query[order], prompt, text))
+    assert_same(together.map(lambda t: t[order]), model(query[order], support, text))
 
 
 @torch.no_grad()
-def test_a_prompt_of_ones_own_gives_what_a_shared_prompt_gives(model, text):
+def test_one_support_set_for_each_query_gives_what_a_shared_one_gives(model, text):
     query = features(B, 2)
-    prompts = [NormalPrompt.of(features(K, 20 + i)) for i in range(B)]
-    alone = Scores.cat([model(query[i : i + 1], prompts[i], text) for i in range(B)])
-    texts = text.expand(B, 2, D)
-    assert_same(alone, model(query, NormalPrompt.stack(prompts), texts))
+    supports = [model.support(features(K, 20 + i)) for i in range(B)]
+    alone = Scores.cat([model(query[i : i + 1], supports[i], text) for i in range(B)])
+    assert_same(alone, model(query, SupportSet.stack(supports), text.expand(B, 2, D)))
+
+
+def test_support_sets_per_query_are_those_of_each_query():
+    normals = features(6, 3)
+    chosen = torch.tensor([[4, 1], [0, 5], [1, 2]])
+    found = SupportSet.per_query(normals[chosen])
+    for i, rows in enumerate(chosen.tolist()):
+        expected = SupportSet.of(normals[rows])
+        for name in ("global_embedding", "normal_maps", "normal_statistics"):
+            torch.testing.assert_close(getattr(found, name)[i], getattr(expected, name))
+        for one, other in zip(found.stages, expected.stages, strict=True):
+            torch.testing.assert_close(one.tokens[i], other.tokens)
+    assert SupportSet.per_query(normals[chosen], statistics=False).normal_statistics is None
 
 
 def test_the_public_codes_reshape_is_right_for_one_image_only():
-    """Its stacked tokens are [L, B, N, C]; a reshape to [B, L, N, C] mixes layers and images (bug A)."""
+    """Its stacked tokens are [L, B, N, C]; a reshape to [B, L, N, C] mixes stages and images (bug A)."""
     for count in (1, B):
-        query, prompt = features(count, 2), features(K, 3)
-        stacked = query.patches.permute(1, 0, 2, 3)
-        mixed = stacked.reshape(count, L, N, C)
-        right = residual.patch_residual_map(query.patches, prompt.patches)
-        wrong = residual.patch_residual_map(mixed, prompt.patches)
+        query, normals = features(count, 2), features(K, 3)
+        stacked = torch.stack([stage.tokens for stage in query.stages])  # [L, B, N, C]
+        mixed = stacked.reshape(count, len(WIDTHS), N, WIDTHS[0])
+        wrong_stages = tuple(Stage(mixed[:, i], GRID) for i in range(len(WIDTHS)))
+        right = residual.patch_residual_map(query.stages, normals.stages, GRID)
+        wrong = residual.patch_residual_map(wrong_stages, normals.stages, GRID)
         assert torch.allclose(right, wrong) == (count == 1)
 
 
-def test_what_looks_like_a_view_of_a_prompt_has_no_residual():
-    query, prompt = features(B, 2), features(K, 3)
-    views = query[[0, 1, 2, 0]]  # two of each prompt
-    plain, seen = NormalPrompt.of(prompt), NormalPrompt.of(prompt, views)
-    assert residual.patch_residual_map(query.patches, plain.patches).amin() > 0
+@torch.no_grad()
+def test_stages_may_differ_in_grid_and_width():
+    shapes = {"grids": ((2, 4), (4, 8), (1, 2)), "widths": (5, 3, 7)}
+    query, normals = features(B, 2, **shapes), features(K, 3, **shapes)
+    maps = compare(query, SupportSet.of(normals)).stage_maps
+    assert maps.shape == (B, 3, 8)
     torch.testing.assert_close(
-        residual.patch_residual_map(query.patches, seen.patches), torch.zeros(B, N, dtype=torch.float64)
+        maps[:, 0], residual.stage_residual_map(query.stages[0].tokens, normals.stages[0].tokens)
     )
-    assert torch.equal(seen.cls, plain.cls) and (seen.spread[:, 0] < plain.spread[:, 0]).all()
+    fine = residual.stage_residual_map(query.stages[1].tokens, normals.stages[1].tokens)
+    blocks = fine.unflatten(1, (2, 2, 4, 2)).mean((2, 4))  # [B, 2, 2, 4, 2] -> mean over 2 x 2 cells
+    torch.testing.assert_close(maps[:, 1], blocks.flatten(1))
+    coarse = residual.stage_residual_map(query.stages[2].tokens, normals.stages[2].tokens)
+    torch.testing.assert_close(maps[:, 2].unflatten(1, (2, 4))[:, 0, [0, 3]], coarse)
+
+
+def test_a_copy_of_a_normal_image_has_no_residual():
+    query, normals = features(B, 2), features(K, 3)
+    augmented = query[[0, 1, 2, 0]].map(lambda t: t.unflatten(0, (K, 2)))
+    plain, seen = SupportSet.of(normals), SupportSet.of(normals, augmented)
+    assert compare(query, plain).patch_map.amin() > 0
+    torch.testing.assert_close(compare(query, seen).patch_map, torch.zeros(B, N, dtype=torch.float64))
+    assert torch.equal(seen.global_embedding, plain.global_embedding)
+    assert (seen.normal_statistics[:, 0] < plain.normal_statistics[:, 0]).all()
 
 
 @pytest.mark.parametrize(("shots", "kept"), [(1, 7), (8, 3), (11, 1), (32, 0), (40, 0)])
-def test_many_prompts_are_seen_in_fewer_views_and_in_the_first(shots, kept):
-    prompt, views = features(shots, 3), features(7 * shots, 5)
-    seen = NormalPrompt.of(prompt, views)
-    first = views.patches.unflatten(0, (shots, 7))[:, :kept].flatten(0, 1)
-    assert torch.equal(seen.patches, torch.cat([prompt.patches, first]))
-    assert len(seen.patches) == len(seen.places) <= max(shots, MAX_PICTURES)
+def test_many_normal_images_have_fewer_augmented_copies_the_first_ones(shots, kept):
+    normals, augmented = features(shots, 3), copies(shots, 7, 5)
+    seen = SupportSet.of(normals, augmented)
+    first = augmented.stages[0].tokens[:, :kept].flatten(0, 1)
+    assert torch.equal(seen.stages[0].tokens, torch.cat([normals.stages[0].tokens, first]))
+    assert len(seen.stages[0].tokens) == len(seen.regions.tokens) <= max(shots, MAX_SUPPORT_PICTURES)
+    assert seen.shots == shots
+
+
+def like_a_normal_image(evidence):
+    """The whole images are as far from the support set as normal images are."""
+    return replace(
+        evidence,
+        global_distance=evidence.global_reference,
+        region_distance=evidence.region_reference,
+    )
 
 
 @torch.no_grad()
-def test_the_lite_head_minds_a_residual_less_where_normal_images_differ():
+def test_the_lite_head_gives_a_residual_less_weight_where_normal_images_differ(text):
     torch.manual_seed(1)
-    head = InCTRL(D, N, "lite").double().eval().head
-    spread = torch.tensor([[0.1, 0.02]], dtype=torch.float64).repeat(N, 1)
-    spread[0] = torch.tensor([0.3, 0.1])
+    model = new("lite").eval()
+    statistics = torch.tensor([[0.1, 0.02]], dtype=torch.float64).repeat(N, 1)
+    statistics[0] = torch.tensor([0.3, 0.1])
     patch_map = torch.full((2, N), 0.1, dtype=torch.float64)
-    patch_map[0, 0] = patch_map[1, 1] = 0.4  # 1 deviation above what is usual there, and 15
-    residual, cosines, whole = (torch.zeros(2, *shape, dtype=torch.float64) for shape in ((D,), (2,), (2, 2)))
-    here, there = head(patch_map, residual, cosines, spread, whole).final
+    patch_map[0, 0] = patch_map[1, 1] = 0.4  # 1 standard deviation above the mean there, and 15
+    evidence = model.compare(features(1, 2)[[0, 0]], model.support(features(K, 3)), text)
+    evidence = replace(evidence, patch_map=patch_map, normal_statistics=statistics.expand(2, N, 2))
+    evidence = like_a_normal_image(evidence)
+    here, there = model.head(evidence).final
     assert here < there - 0.1
 
 
-def test_only_adapter_and_head_learn(model, text):
-    query, prompt = features(B, 2), NormalPrompt.of(features(K, 3))
-    inputs = [query.cls, query.patches, query.places, text]
-    for tensor in inputs:
+@torch.no_grad()
+def test_the_lite_heads_constants_are_those_of_its_configuration(text):
+    """Each constant moves the score in the direction that its description says."""
+    from inctrl_lite.heads import LiteConfig, LiteHead
+
+    evidence = like_a_normal_image(compare(features(B, 2), SupportSet.of(features(K, 3)), text))
+
+    def with_z_scores(z: float):
+        """The same, where every patch residual is z standard deviations above the mean."""
+        std = torch.full_like(evidence.patch_map, 0.01)
+        mean = evidence.patch_map - z * (std + 1e-3)
+        return replace(evidence, normal_statistics=torch.stack([mean, std], dim=-1))
+
+    extreme, evidence = with_z_scores(12.0), with_z_scores(6.0)
+
+    def final(evidence, **changes) -> torch.Tensor:
+        torch.manual_seed(0)
+        return LiteHead(D, N, config=LiteConfig(**changes)).double().eval()(evidence).final
+
+    base = final(evidence)
+    assert not torch.allclose(final(extreme), final(extreme, z_limits=(-5.0, 5.0)))
+    assert final(evidence, normal_peak=8.0).sum() < base.sum()
+    assert final(evidence, global_ratio=3.0).sum() < base.sum()
+    assert not torch.allclose(final(evidence, z_scale=5.0), base)
+
+
+@torch.no_grad()
+def test_the_prior_head_by_hand():
+    """One stage, two patches: score = sigmoid((log r + b p + a log mean - level - middle) / slope)."""
+    import math
+
+    from inctrl_lite.heads import PriorConfig, PriorHead
+
+    config = PriorConfig(0.5, 0.25, 0.2, 0.1, 0.3)
+    head = PriorHead((2,), config=config).double()
+    head.direction.copy_(torch.tensor([0.0, 2.0]))
+    head.offset.fill_(-1.0)
+    head.level.fill_(-0.7)
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+
+    def image(*tokens: torch.Tensor) -> ImageFeatures:
+        stage = Stage(3 * torch.stack(tokens)[None].double(), (1, len(tokens)))
+        return ImageFeatures(torch.ones(1, 2, dtype=torch.float64), (stage,), stage.grid)
+
+    model = InCTRL(2, 2, "prior", stage_widths=(2,)).double()
+    model.head = head
+    support = model.support(image(a, a))
+    assert support.normal_level.item() == pytest.approx(-0.7)  # one image: the constant alone
+    scores = model(image(a, b), support)
+    # patch a: residual 0 -> log 1e-6, prior -1; patch b: residual 1/2, prior 1; mean of the map 1/4
+    raw = math.log(0.5) + 0.5 * 1 + 0.25 * math.log(0.25)
+    assert scores.final.item() == pytest.approx(1 / (1 + math.exp(-(raw + 0.7 - 0.1) / 0.3)))
+    two = model.support(ImageFeatures.cat([image(a, a), image(a, b)]))
+    alone = [2 * [math.log(1e-6)], [math.log(1e-6), math.log(0.5) + 0.5]]  # each against the other
+    alone[0] = [math.log(1e-6) - 0.5] * 2
+    raws = [max(alone[0]) + 0.25 * math.log(1e-6), max(alone[1]) + 0.25 * math.log(0.25)]
+    expected = (sum(raws) - 2 * 0.2 + (-0.7 - 0.2)) / 3  # one doubling from K - 1 = 1 to K = 2
+    assert two.normal_level.item() == pytest.approx(expected)
+
+
+def test_only_the_head_learns(model, text):
+    query, support = features(B, 2), model.support(features(K, 3))
+    for tensor in (query.global_embedding, *(stage.tokens for stage in query.stages), text):
         tensor.requires_grad_()
-    scores = model.train()(query, prompt, text)
+    scores = model.train()(query, support, text)
+    if not list(model.parameters()):
+        return  # the prior is not learned by gradients
     labels = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
     (focal_loss(scores.final, labels) + focal_loss(scores.image, labels)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
@@ -145,15 +271,18 @@ def test_parameter_count_at_the_papers_size():
 
 
 def test_scores_are_what_their_names_say(model, text):
-    scores = model(features(B, 2), NormalPrompt.of(features(K, 3)), text)
+    scores = model(features(B, 2), model.support(features(K, 3)), text)
     torch.testing.assert_close(scores.patch, scores.patch_map.amax(-1))
-    for term in (scores.final, scores.holistic, scores.image, scores.text, scores.patch):
+    assert "patch" in scores.terms and "final" not in scores.terms
+    for term in (scores.final, *scores.terms.values()):
         assert ((term >= 0) & (term <= 1)).all()
 
 
-def test_unknown_head_names_the_known_ones():
-    with pytest.raises(InctrlError, match="paper, lite"):
+def test_unknown_heads_and_terms_name_the_known_ones():
+    with pytest.raises(InctrlError, match="paper, lite, prior"):
         InCTRL(D, N, head="papper")
+    with pytest.raises(InctrlError, match="no term txt: choose from text, image, patch"):
+        InCTRL(D, N, terms=("txt",))
 
 
 # --- saving ------------------------------------------------------------------------------------------
@@ -169,11 +298,13 @@ def test_saved_and_loaded_it_scores_the_same(model, text, tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
+    """The disk gets full when half of the file is written."""
     InCTRL(D, N).save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
 
     def full(self, data):
-        self.touch()
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
@@ -199,9 +330,14 @@ def test_a_folder_without_a_model_says_what_is_missing(tmp_path):
 
 
 def test_a_damaged_model_is_named(tmp_path):
-    InCTRL(D, N).save_pretrained(tmp_path)
+    model = InCTRL(D, N)
+    model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(InctrlError, match=str(tmp_path)):
+        InCTRL.from_pretrained(tmp_path)
+    model.head.holistic.layer1.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InctrlError, match="damaged: head.holistic.layer1.weight holds NaN"):
         InCTRL.from_pretrained(tmp_path)
 
 

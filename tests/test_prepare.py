@@ -28,7 +28,7 @@ from sklearn.model_selection import train_test_split
 from test_backbone import Intruder
 
 from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import load_folder
 from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import load_manifest, read_manifest, read_prompts, write_prompts
@@ -230,10 +230,10 @@ def test_real_categories_are_read_as_the_folder_reader_reads_them(tmp_path):
         assert {(i.name, i.label, i.defect, i.mask is None) for i in ours.train + ours.test} == {
             (i.name, i.label, i.defect, i.mask is None) for i in theirs.train + theirs.test
         }
-        assert [i.name for i in draw_prompts(ours, 8)] == [i.name for i in draw_prompts(theirs, 8)]
+        assert [i.name for i in draw_support(ours, 8)] == [i.name for i in draw_support(theirs, 8)]
 
 
-# --- normal prompts ----------------------------------------------------------------------------------
+# --- normal images ----------------------------------------------------------------------------------
 
 
 def test_prompts_are_recorded_and_found_again(made, tmp_path):
@@ -243,14 +243,14 @@ def test_prompts_are_recorded_and_found_again(made, tmp_path):
     assert (record["dataset"], record["shots"], record["seed"]) == ("visa", 2, 3)
     found = read_prompts(path, categories)
     for category in categories:
-        assert found[category.name] == draw_prompts(category, 2, 3)
+        assert found[category.name] == draw_support(category, 2, 3)
     assert read_prompts(path, categories[:1]).keys() == {"candle"}
 
 
 def test_prompts_that_changed_are_refused(made, tmp_path):
     categories = made("visa")
     path = write_prompts(tmp_path / "prompts.json", categories, shots=2)
-    first = draw_prompts(categories[0], 2)[0]
+    first = draw_support(categories[0], 2)[0]
     save(first.image, grey(77))
     with pytest.raises(InctrlError, match=f"{first.name} is not the image it was"):
         read_prompts(path, categories)
@@ -261,7 +261,7 @@ def test_prompts_that_changed_are_refused(made, tmp_path):
     with pytest.raises(InctrlError, match="holds prompts of visa .* none for 'brainmri'"):
         read_prompts(path, [brain])
     path.write_text("[]")
-    with pytest.raises(InctrlError, match="prompts.json is not a record of normal prompts"):
+    with pytest.raises(InctrlError, match="prompts.json is not a record of normal images"):
         read_prompts(path, categories)
 
 

@@ -34,7 +34,7 @@ def test_prototype_is_the_direction_of_the_mean_direction():
 
 def test_prototypes_are_normal_first(small_backbone):
     prototypes = text_prototypes(small_backbone, "cat")
-    normal = small_backbone.encode_text(["a photo of cat for anomaly detection."])[0]
+    normal = small_backbone.text_encoder.encode(["a photo of cat for anomaly detection."])[0]
     torch.testing.assert_close(prototypes[0], normal / normal.norm())
     torch.testing.assert_close(prototypes.norm(dim=-1), torch.ones(2))
 

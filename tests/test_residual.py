@@ -6,18 +6,23 @@ import pytest
 import torch
 
 from inctrl_lite import residual
+from inctrl_lite.backbones import Stage
 from inctrl_lite.residual import (
-    PLACE_USUAL,
-    USUAL,
-    USUAL_VOTES,
-    class_residual,
-    layer_residual_maps,
+    GLOBAL_PRIOR,
+    PRIOR_WEIGHT,
+    REGION_PRIOR,
+    global_distance,
     leave_one_out_maps,
+    normal_residual_statistics,
     patch_residual_map,
-    place_residual,
+    region_distance,
+    resample_map,
+    stage_residual_map,
     text_score,
-    usual_residuals,
+    unit_tokens,
 )
+
+OTHERS = 1 / (1 + PRIOR_WEIGHT)  # weight of two normal images' own distance beside the prior
 
 
 def directions(*degrees: float) -> torch.Tensor:
@@ -26,117 +31,139 @@ def directions(*degrees: float) -> torch.Tensor:
     return 3.0 * torch.stack([angles.cos(), angles.sin()], -1)
 
 
+def stage(tokens: torch.Tensor) -> Stage:
+    """A stage of one row."""
+    return Stage(tokens, (1, tokens.shape[-2]))
+
+
 def test_residual_is_half_of_one_minus_the_best_cosine():
-    query = directions(0, 60, 180).reshape(1, 1, 3, 2)
-    prompts = directions(0, 90).reshape(2, 1, 1, 2)  # two images of one patch
-    expected = [0.0, (1 - 3**0.5 / 2) / 2, 0.5]  # 60 degrees is 30 from the second prompt
-    torch.testing.assert_close(layer_residual_maps(query, prompts)[0, 0].tolist(), expected)
+    query = directions(0, 60, 180)[None]
+    support = directions(0, 90)[:, None]  # two images of one patch
+    expected = [0.0, (1 - 3**0.5 / 2) / 2, 0.5]  # 60 degrees is 30 from the second image
+    torch.testing.assert_close(stage_residual_map(query, support)[0].tolist(), expected)
 
 
-def test_blocks_are_compared_with_themselves_and_averaged():
-    query = directions(0, 90).reshape(1, 2, 1, 2)  # block 1 at 0 degrees, block 2 at 90
-    prompt = directions(0, 0).reshape(1, 2, 1, 2)
-    assert patch_residual_map(query, prompt).item() == pytest.approx(0.25)  # mean of 0 and 1/2
+def test_stages_are_compared_with_themselves_and_averaged():
+    query = [stage(directions(0)[None]), stage(directions(90)[None])]
+    support = [stage(directions(0)[None]), stage(directions(0)[None])]
+    assert patch_residual_map(query, support, (1, 1)).item() == pytest.approx(0.25)  # mean of 0 and 1/2
 
 
 @pytest.mark.parametrize("per_query", [False, True])
 @pytest.mark.parametrize("limit", [1, 7, 40, 10**9])
 def test_pieces_give_the_same_maps(monkeypatch, per_query, limit):
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(5, 2, 9, 4, generator=generator, dtype=torch.float64)
-    prompt = torch.randn(*([5] if per_query else []), 3, 2, 9, 4, generator=generator, dtype=torch.float64)
-    whole = layer_residual_maps(query, prompt)
+    query = torch.randn(5, 9, 4, generator=generator, dtype=torch.float64)
+    support = torch.randn(*([5] if per_query else []), 3, 9, 4, generator=generator, dtype=torch.float64)
+    whole = stage_residual_map(query, support)
     monkeypatch.setattr(residual, "MAX_COSINES", limit)
-    torch.testing.assert_close(layer_residual_maps(query, prompt), whole, atol=1e-14, rtol=0)
+    torch.testing.assert_close(stage_residual_map(query, support), whole, atol=1e-14, rtol=0)
 
 
-def test_leave_one_out_compares_each_prompt_with_the_others():
-    prompt = torch.randn(4, 2, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+def test_a_map_is_averaged_to_a_coarser_grid_and_interpolated_to_a_finer_one():
+    rows = torch.arange(4.0).repeat_interleave(4)[None]  # 4 x 4: every row has its number
+    assert resample_map(rows, (4, 4), (2, 2)).tolist() == [[0.5, 0.5, 2.5, 2.5]]
+    finer = resample_map(torch.tensor([[0.0, 1.0]]), (2, 1), (4, 1))
+    assert finer.tolist() == [[0.0, 0.25, 0.75, 1.0]]
+    assert resample_map(rows, (4, 4), (4, 4)) is rows
+
+
+def test_unit_tokens_of_all_stages_lie_side_by_side():
+    fine, coarse = directions(0, 90, 180, 270)[None], directions(0, 90)[None]
+    found = unit_tokens([Stage(fine, (1, 4)), Stage(coarse, (1, 2))], (1, 4))
+    torch.testing.assert_close(found[0, :, :2], fine[0] / 3)
+    expected = [0.0, math.degrees(math.atan(1 / 3)), 90 - math.degrees(math.atan(1 / 3)), 90.0]
+    torch.testing.assert_close(found[0, :, 2:], directions(*expected) / 3)
+
+
+def test_leave_one_out_compares_each_image_with_the_others():
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(4, 6, c, dtype=torch.float64, generator=generator) for c in (3, 5)]
+    stages = [stage(t) for t in tokens]
     for k in range(4):
-        others = prompt[[i for i in range(4) if i != k]]
-        torch.testing.assert_close(
-            leave_one_out_maps(prompt)[k], patch_residual_map(prompt[k : k + 1], others)[0]
-        )
+        others = [i for i in range(4) if i != k]
+        rest = [stage(t[others]) for t in tokens]
+        alone = patch_residual_map([stage(t[k : k + 1]) for t in tokens], rest, (1, 6))[0]
+        torch.testing.assert_close(leave_one_out_maps(stages, (1, 6))[k].mean(0), alone)
 
 
-def test_leave_one_out_sees_the_others_in_all_their_views_and_not_its_own():
-    prompt = directions(0, 90).reshape(2, 1, 1, 2)
-    views = directions(0, 60, 90, 90).reshape(2, 2, 1, 1, 2)  # of the first: 0 and 60, of the second: 90
-    expected = [[0.5], [(1 - 3**0.5 / 2) / 2]]  # 90 degrees to the second; 30 to a view of the first
-    torch.testing.assert_close(leave_one_out_maps(prompt, views).tolist(), expected)
+def test_leave_one_out_uses_the_copies_of_the_others_and_not_its_own():
+    normals = stage(directions(0, 90).reshape(2, 1, 2))
+    copies = stage(directions(0, 60, 90, 90).reshape(2, 2, 1, 2))  # of the first: 0 and 60, of the second: 90
+    expected = [[[0.5]], [[(1 - 3**0.5 / 2) / 2]]]  # 90 degrees to the second; 30 to a copy of the first
+    torch.testing.assert_close(leave_one_out_maps([normals], (1, 1), [copies]).tolist(), expected)
 
 
-def test_a_lone_prompt_is_compared_with_its_other_patches():
-    prompt = directions(0, 60, 180).reshape(1, 1, 3, 2)
-    expected = [[0.25, 0.25, 0.75]]  # nearest others are 60, 60 and 120 degrees away
-    torch.testing.assert_close(leave_one_out_maps(prompt).tolist(), expected)
+def test_a_single_normal_image_is_compared_with_its_other_patches():
+    normals = stage(directions(0, 60, 180)[None])
+    expected = [[[0.25, 0.25, 0.75]]]  # the nearest others are 60, 60 and 120 degrees away
+    torch.testing.assert_close(leave_one_out_maps([normals], (1, 3)).tolist(), expected)
 
 
-def test_half_of_what_is_usual_is_the_patchs_own():
+def test_half_of_the_normal_statistics_is_local():
     maps = torch.zeros(2, 4, 6, dtype=torch.float64)
     maps[:, :, 0] = torch.tensor([0.2, 0.6])[:, None]  # the left edge differs, from image to image
-    found = usual_residuals(maps.flatten(1), (4, 6)).view(4, 6, 2)
+    found = normal_residual_statistics(maps.flatten(1), (4, 6)).view(4, 6, 2)
     assert torch.allclose(found, found[:1])  # every row is the same: smoothing goes along rows and columns
-    mean, deviation = maps.mean(), maps.std(correction=0)
-    torch.testing.assert_close(found[0, 5], torch.stack([mean, deviation]) / 2)  # nothing near it
-    around = 0.4 * (1 / 2 * 1 / 2 + 1 / 2 * 1 / 3)  # of the edge in one smoothing 1/2, of the next column 1/3
-    assert found[0, 0, 0].item() == pytest.approx(around / 2 + mean.item() / 2)
+    mean, std = maps.mean(), maps.std(correction=0)
+    torch.testing.assert_close(found[0, 5], torch.stack([mean, std]) / 2)  # nothing near it
+    local = 0.4 * (1 / 2 * 1 / 2 + 1 / 2 * 1 / 3)  # of the edge in one smoothing 1/2, of the next column 1/3
+    assert found[0, 0, 0].item() == pytest.approx(local / 2 + mean.item() / 2)
     assert (found[0, :-1] >= found[0, 1:]).all() and (found[0, 0] > found[0, 3]).all()
-    whole = usual_residuals(maps.flatten(1), (4, 6), own=0.0)
-    torch.testing.assert_close(whole, torch.stack([mean, deviation]).expand(24, 2))
+    whole = normal_residual_statistics(maps.flatten(1), (4, 6), local_weight=0.0)
+    torch.testing.assert_close(whole, torch.stack([mean, std]).expand(24, 2))
 
 
 def test_text_score_is_a_softmax_at_scale_100():
     cosines = torch.tensor([[0.20, 0.21]], dtype=torch.float64)
-    assert text_score(cosines).item() == pytest.approx(1 / (1 + 2.718281828459045**-1))
+    assert text_score(cosines).item() == pytest.approx(1 / (1 + math.exp(-1)))
 
 
-def test_what_is_usual_is_told_by_the_prompts_the_more_there_are():
+def test_the_reference_follows_the_normal_images_more_when_there_are_more():
     query = torch.tensor([[1.0, 0.0]])
-    prompt = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(4, 0)  # all have a twin
-    usual = [class_residual(query, prompt[:k])[0, 1].item() for k in (1, 2, 8)]
-    assert usual[0] == pytest.approx(USUAL)  # one prompt knows nothing of others
-    assert USUAL > usual[1] > usual[2] > 1e-3
-    assert class_residual(query, prompt)[0, 0] == 0
+    support = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat_interleave(4, 0)  # all have a twin
+    reference = [global_distance(query, support[:k])[1].item() for k in (1, 2, 8)]
+    assert reference[0] == pytest.approx(GLOBAL_PRIOR)  # one image says nothing about others
+    assert GLOBAL_PRIOR > reference[1] > reference[2] > 1e-3
+    assert global_distance(query, support)[0] == 0
 
 
-@pytest.mark.parametrize(("residual", "shape"), [(class_residual, (5,)), (place_residual, (6, 5))])
-def test_the_whole_is_compared_query_by_query(residual, shape):
+@pytest.mark.parametrize(("distance", "shape"), [(global_distance, (5,)), (region_distance, (6, 5))])
+def test_whole_images_are_compared_query_by_query(distance, shape):
     torch.manual_seed(0)
-    query, prompts = torch.randn(3, *shape), torch.randn(3, 4, *shape)
-    together = residual(query, prompts)
-    alone = torch.cat([residual(query[i : i + 1], prompts[i]) for i in range(3)])
+    query, support = torch.randn(3, *shape), torch.randn(3, 4, *shape)
+    together = torch.stack(distance(query, support))
+    alone = torch.cat([torch.stack(distance(query[i : i + 1], support[i])) for i in range(3)], dim=1)
     torch.testing.assert_close(together, alone)
 
 
-def test_the_three_strangest_places_count_and_only_the_same_place_answers_for_each():
-    prompt = directions(0, 60, 90, 90)[None]  # one prompt, four places
+def test_the_three_worst_regions_count_each_compared_at_its_own_position():
+    support = directions(0, 60, 90, 90)[None]  # one image, four regions
     same, moved, odd = directions(0, 60, 90, 90), directions(60, 0, 90, 90), directions(0, 240, 270, 270)
-    far = place_residual(torch.stack([same, moved, odd]), prompt)[:, 0]
-    torch.testing.assert_close(far.tolist(), [0.0, (0.25 + 0.25 + 0) / 3, 1.0])  # 60 and 180 degrees
+    distance, _ = region_distance(torch.stack([same, moved, odd]), support)
+    torch.testing.assert_close(distance.tolist(), [0.0, (0.25 + 0.25 + 0) / 3, 1.0])  # 60 and 180 degrees
 
 
-def test_an_image_must_be_like_one_prompt_not_like_a_patchwork_of_all():
-    prompts = torch.stack([directions(0, 0), directions(60, 60)])
+def test_a_query_must_resemble_one_image_not_a_patchwork_of_all():
+    support = torch.stack([directions(0, 0), directions(60, 60)])
     patchwork = directions(0, 60)
-    assert place_residual(patchwork[None], prompts)[0, 0].item() == pytest.approx(0.25 / 2)
+    assert region_distance(patchwork[None], support)[0].item() == pytest.approx(0.25 / 2)
 
 
-def test_a_prompt_is_no_judge_of_its_own_views():
+def test_a_normal_image_is_not_compared_with_its_own_copies():
     query, one, other = (directions(*3 * [angle]) for angle in (0, 0, 60))
-    query, images = query[None], torch.stack([one, other])
-    views = torch.stack([one, one, other, directions(40, 40, 40)])  # two of each
-    plain, seen = place_residual(query, images), place_residual(query, torch.cat([images, views]), shots=2)
-    assert plain[0, 0] == seen[0, 0] == 0
-    told = ((1 - math.cos(math.radians(40))) / 2 + 0.25) / 2  # the first sees the other at 40 degrees
-    votes = 1 / (1 + USUAL_VOTES)
-    assert seen[0, 1].item() == pytest.approx(told**votes * PLACE_USUAL ** (1 - votes))
+    images = torch.stack([one, other])
+    copies = torch.stack([one, one, other, directions(40, 40, 40)])  # two of each
+    plain, _ = region_distance(query[None], images)
+    seen, reference = region_distance(query[None], torch.cat([images, copies]), shots=2)
+    assert plain == seen == 0
+    own = ((1 - math.cos(math.radians(40))) / 2 + 0.25) / 2  # the first has the other at 40 degrees
+    assert reference.item() == pytest.approx(own**OTHERS * REGION_PRIOR ** (1 - OTHERS))
 
 
-def test_what_is_usual_of_places_is_how_strange_the_prompts_find_each_other():
+def test_the_reference_of_regions_is_the_normal_images_own_distance():
     query = directions(0, 0, 0)[None]
-    prompt = torch.stack([directions(0, 0, 0), directions(60, 60, 60)])
-    assert place_residual(query, prompt[:1])[0, 1].item() == pytest.approx(PLACE_USUAL)
-    votes = 1 / (1 + USUAL_VOTES)  # the other prompt's word, 0.25 for 60 degrees
-    expected = 0.25**votes * PLACE_USUAL ** (1 - votes)
-    assert place_residual(query, prompt)[0, 1].item() == pytest.approx(expected)
+    support = torch.stack([directions(0, 0, 0), directions(60, 60, 60)])
+    assert region_distance(query, support[:1])[1].item() == pytest.approx(REGION_PRIOR)
+    expected = 0.25**OTHERS * REGION_PRIOR ** (1 - OTHERS)  # 0.25 for 60 degrees
+    assert region_distance(query, support)[1].item() == pytest.approx(expected)

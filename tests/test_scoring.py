@@ -81,7 +81,7 @@ def test_the_seed_decides_which_normal_images_are_prompts(detector, normals, fla
     assert len({frozenset(prompts) for prompts in drawn}) > 1
 
 
-@pytest.mark.filterwarnings("ignore:.*also normal prompts")
+@pytest.mark.filterwarnings("ignore:.*also normal images")
 @pytest.mark.parametrize("inside", ["inctrl-scores", "."])
 def test_a_second_run_does_not_score_the_first_ones_heat_maps(detector, flat, monkeypatch, inside):
     monkeypatch.chdir(flat)  # where the command line's default output folder is inside what is read
@@ -111,11 +111,11 @@ def test_labels_from_sub_folders_give_metrics(detector, normals, labelled, tmp_p
 
 
 def test_a_query_that_is_a_prompt_is_kept_out_of_the_metrics(detector, normals, labelled, tmp_path):
-    with pytest.warns(UserWarning, match="also normal prompts"):
+    with pytest.warns(UserWarning, match="also normal images"):
         result = score_folder(labelled / "good", labelled, tmp_path / "out", shots=2, model=detector)
     assert (result.metrics["normal"], result.metrics["anomalous"]) == (2, 4)
-    assert sum(p.is_prompt for p in result.predictions) == 2
-    assert "is a normal prompt" in (tmp_path / "out" / "report.html").read_text()
+    assert sum(p.in_support for p in result.predictions) == 2
+    assert "is a normal image" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_every_image_has_its_heat_map_whatever_it_is_called(detector, normals, tmp_path):

@@ -10,10 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from inctrl_lite.backbone import TINY_FOLDER
 from safetensors.torch import load_file
 
-from inctrl_lite import Backbone, InctrlError
-from inctrl_lite.backbone import TINY_FOLDER
+from inctrl_lite import InctrlError, load_backbone
 from inctrl_lite.prompts import ANOMALOUS_STATES
 from inctrl_lite.tiny import corpus, pretrain
 from inctrl_lite.tiny.pretrain import QUICK, CompactVocabulary, Pretraining, Recipe
@@ -243,7 +243,7 @@ def test_a_crowd_teaches_the_image_tower_and_leaves_it_whole(tmp_path):
     loss.backward()
     assert run.clip.visual.conv1.weight.grad.abs().sum() > 0
     assert run.objective.crowd(run.clip, twice, torch.tensor([0, 0])) == 0  # one thing twice: no rivals
-    run.clip.encode_image(one)
+    run.clip.encode_images(one)
     assert seen[-1] == 226
 
 
@@ -254,11 +254,11 @@ def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
     sentences = ["a photo of a damaged red disc.", "a flawless object"]
     images = torch.randn(2, 3, 120, 120)
     with torch.no_grad():
-        text, cls = run.clip.encode_text(run.vocabulary(sentences)), run.clip.encode_image(images)
+        text, cls = run.clip.text_encoder.encode(run.vocabulary(sentences)), run.clip.encode_images(images)
     run.export(tmp_path / "weights")
-    backbone = Backbone.load(f"local-dir:{tmp_path / 'weights'}")
-    torch.testing.assert_close(backbone.encode_text(sentences), text, atol=5e-3, rtol=5e-3)
-    torch.testing.assert_close(backbone.encode_image(images).cls, cls, atol=5e-3, rtol=5e-3)
+    backbone = load_backbone(f"local-dir:{tmp_path / 'weights'}")
+    torch.testing.assert_close(backbone.text_encoder.encode(sentences), text, atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(backbone.encode_images(images).global_embedding, cls, atol=5e-3, rtol=5e-3)
 
 
 def test_a_run_leaves_its_log_and_snapshots(tmp_path):
@@ -349,6 +349,6 @@ def test_the_embedded_weights_are_small_and_plain_open_clip():
     assert sum(sizes) < 12e6
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{TINY_FOLDER}")
     assert model.visual.grid_size == (15, 15)
-    backbone = Backbone.load("tiny")
+    backbone = load_backbone("tiny")
     assert (backbone.num_patches, backbone.embed_dim, backbone.width) == (225, 128, 128)
     assert backbone.taps == pretrain.TAPS

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +11,15 @@ import torch
 from conftest import draw_category
 
 from inctrl_lite import training
-from inctrl_lite.backbone import ImageFeatures
-from inctrl_lite.data.episodes import draw_prompts
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.features import FeatureStore
-from inctrl_lite.model import InCTRL, NormalPrompt
+from inctrl_lite.evaluation import evaluate, score_items
+from inctrl_lite.model import InCTRL
+from inctrl_lite.runs import CHECKPOINT, HISTORY
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.training import (
-    CHECKPOINT,
-    HISTORY,
     TrainConfig,
-    evaluate,
-    gather_prompts,
     new_model,
-    score_items,
     train,
 )
 
@@ -115,6 +112,10 @@ def test_a_changed_run_is_refused_not_mixed(run, small_categories, tmp_path):
         run(changed, out=tmp_path)
     with pytest.raises(InctrlError, match=r"other settings \(images"):
         run(categories=small_categories[:2], out=tmp_path)
+    first, *rest = small_categories
+    flipped = [replace(item, label=1 - item.label) for item in first.test]
+    with pytest.raises(InctrlError, match=r"other settings \(images"):  # the same images, other labels
+        run(categories=[replace(first, test=tuple(flipped)), *rest], out=tmp_path)
     run(changed, out=tmp_path, resume=False)
     assert len((tmp_path / HISTORY).read_text().splitlines()) == 18
 
@@ -127,6 +128,28 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
         run(out=tmp_path)
 
 
+def test_a_checkpoint_of_another_shape_is_named(run, tmp_path):
+    run(out=tmp_path)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    state["model"].pop("head.whole")
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(InctrlError, match=f"{CHECKPOINT} does not fit this model.*resume=False"):
+        run(out=tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 10**30}, {"shots": 0}, {"batch_size": 0}])
+def test_settings_without_sense_are_refused_before_any_work(wrong):
+    with pytest.raises(InctrlError, match=f"{next(iter(wrong))} .*choose"):
+        TrainConfig(**wrong)
+
+
+def test_a_head_that_needs_text_says_so_before_any_work(small_categories):
+    from inctrl_lite import load_backbone
+
+    with pytest.raises(InctrlError, match="needs text prototypes.*no text encoder"):
+        train(small_categories, load_backbone("timm:test_vit"), CONFIG, device="cpu", progress=False)
+
+
 def test_an_unwritable_folder_is_named_before_any_work(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     at_step(monkeypatch, 0, kill)
@@ -136,6 +159,8 @@ def test_an_unwritable_folder_is_named_before_any_work(run, tmp_path, monkeypatc
 
 def test_a_full_disk_leaves_the_last_checkpoint(run, tmp_path, monkeypatch):
     def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -210,10 +235,10 @@ def test_training_generalises_to_an_unseen_category(run, small_backbone):
 def test_scores_do_not_depend_on_batch_size_or_store(small_backbone, small_categories, tmp_path):
     category = small_categories[0]
     model = new_model(small_backbone, CONFIG)
-    prompt = draw_prompts(category, 2)
+    normals = draw_support(category, 2)
 
     def scores(**kwargs) -> torch.Tensor:
-        return score_items(model, small_backbone, category.name, category.test, prompt, **kwargs).final
+        return score_items(model, small_backbone, category.name, category.test, normals, **kwargs).final
 
     expected = scores()
     assert len(expected) == len(category.test)
@@ -234,10 +259,10 @@ def train_and_score(backbone, categories, features, out) -> None:
     store = FeatureStore(backbone, features)
     model, _ = train(categories, backbone, CONFIG, out=out, device="cpu", store=store, progress=False)
     category = categories[0]
-    prompt = draw_prompts(category, 2)
-    scores = score_items(model, backbone, category.name, category.test, prompt, batch_size=3)
+    normals = draw_support(category, 2)
+    scores = score_items(model, backbone, category.name, category.test, normals, batch_size=3)
     table = evaluate(model, backbone, categories, shots=2, progress=False)
-    rank = training.join_team("cpu").rank
+    rank = training.process_group("cpu").rank
     torch.save({"model": model.state_dict(), "final": scores.final}, out / f"{rank}.pt")
     table.to_csv(out / f"{rank}.csv", index=False)
 
@@ -263,7 +288,7 @@ def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categor
     alone.load_state_dict(ranks[0]["model"])
     category = small_categories[0]
     scores = score_items(
-        alone, small_backbone, category.name, category.test, draw_prompts(category, 2), batch_size=3
+        alone, small_backbone, category.name, category.test, draw_support(category, 2), batch_size=3
     )
     assert torch.equal(scores.final, ranks[0]["final"])
     table = evaluate(alone, small_backbone, small_categories, shots=2, progress=False)
@@ -273,16 +298,3 @@ def test_two_processes_train_and_evaluate_like_one(small_backbone, small_categor
     one = torch.load(tmp_path / "one" / "0.pt", weights_only=True)["model"]
     for name, value in one.items():
         np.testing.assert_allclose(value, ranks[0]["model"][name], atol=1e-5, err_msg=name)
-
-
-def test_gathered_prompts_are_those_of_each_query():
-    torch.manual_seed(0)
-    features = ImageFeatures(torch.randn(6, 5), torch.randn(6, 2, 4, 3), torch.randn(6, 2, 3))
-    rows = [[4, 1], [0, 5], [1, 2]]
-    gathered = gather_prompts(features, rows, spread=True)
-    for one, expected in zip(
-        zip(*gathered, strict=True), (NormalPrompt.of(features[r]) for r in rows), strict=True
-    ):
-        for mine, theirs in zip(one, expected, strict=True):
-            torch.testing.assert_close(mine, theirs)
-    assert gather_prompts(features, rows, spread=False).spread.isnan().all()

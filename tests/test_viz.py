@@ -6,54 +6,29 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.viz import (
     MAP_COLOURS,
     MAP_LABEL,
+    MAX_DRAWN,
     colour_range,
     overlay,
     score_figure,
-    upsample_to_image,
-    visible_box,
 )
-
-
-@pytest.mark.parametrize(
-    ("size", "box"),
-    [
-        ((8, 8), (0, 0, 8, 8)),
-        ((10, 4), (3, 0, 7, 4)),
-        ((4, 9), (0, 2, 4, 6)),
-        ((1, 5000), (0, 2499, 1, 2500)),
-    ],
-)
-def test_the_backbone_sees_the_central_square(size, box):
-    assert visible_box(size) == box
-
-
-def test_upsampling_is_bilinear_between_the_centres_of_patches():
-    large = upsample_to_image(np.array([[0.0, 1.0], [0.0, 1.0]]), (4, 4))
-    np.testing.assert_allclose(large, np.tile([0, 0.25, 0.75, 1], (4, 1)))
-
-
-def test_rows_are_rows_and_what_is_not_seen_is_nan():
-    patch_map = np.zeros((3, 3))
-    patch_map[0, 2] = 1  # top right
-    wide = upsample_to_image(patch_map, (13, 9))
-    assert wide.shape == (9, 13)
-    assert (wide[0, 10], wide[0, 2], wide[8, 10]) == (1, 0, 0)
-    assert np.isnan(wide[:, :2]).all() and np.isnan(wide[:, 11:]).all() and np.isfinite(wide[:, 2:11]).all()
 
 
 def test_the_scale_begins_at_what_is_usual_and_never_vanishes():
-    assert colour_range((0.1, 0.02)) == pytest.approx((0.1, 0.26))
-    assert colour_range((0.1, 0.0)) == pytest.approx((0.1, 0.14))
+    statistics = torch.tensor([[0.0, 0.01], [0.2, 0.03]])  # mean 0.1, standard deviation 0.02 on average
+    assert colour_range(statistics) == pytest.approx((0.1, 0.26))
+    assert colour_range(torch.tensor([[0.1, 0.0]])) == pytest.approx((0.1, 0.14))
 
 
 def test_overlay_is_the_grey_picture_where_nothing_is_seen():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8))
-    laid = np.asarray(overlay(picture, np.ones((2, 2))))
+    laid = np.asarray(overlay(picture, np.ones((2, 2)), preprocessor=Preprocessor((60, 60))))
     grey = np.asarray(picture.convert("L"))
     for columns in (slice(0, 2), slice(8, 10)):
         np.testing.assert_array_equal(laid[:, columns], np.repeat(grey[:, columns, None], 3, axis=2))
@@ -106,3 +81,15 @@ def test_a_known_defect_is_outlined_on_picture_and_overlay():
 def test_names_with_dollars_are_no_formulas():
     figure = score_figure(Image.new("RGB", (8, 8)), np.eye(2), 0.5, title=r"cost $\frac$ 5.png")
     figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
+def test_a_large_picture_is_drawn_at_a_bounded_size():
+    import tracemalloc
+
+    picture = Image.new("RGB", (4000, 3000), "red")
+    tracemalloc.start()
+    drawn = overlay(picture, np.eye(15))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert drawn.size == (MAX_DRAWN, MAX_DRAWN * 3 // 4)
+    assert peak < 80 * MAX_DRAWN * MAX_DRAWN  # bytes; at full size it took 118 a pixel

@@ -140,7 +140,7 @@ def test_the_category_stays_when_another_is_fitted(box, detector, monkeypatch):
     assert "x.png: score" in send(box, x=as_png(np.zeros((32, 32, 3), np.uint8)))[0]
 
 
-def test_a_normal_prompt_is_recognised(detector):
+def test_an_image_of_the_support_set_is_recognised(detector):
     picture = np.random.default_rng(0).integers(100, 156, (64, 64, 3), np.uint8)
     assert "means nothing" in send(upload(detector, picture), x=as_png(picture))[0]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.tensors import TensorRecord
 
-TEXT, WINDOWS = "text", "windows"  # capabilities that not every backbone has
+TEXT, WINDOWS = "text", "windows"  # what not every backbone provides
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,20 @@ class TextEncoder(ABC):
         """Embeddings of "<context> sentence", where the context is T vectors in place of T words (CoOp)."""
 
 
+class WindowEncoder(ABC):
+    """Embeds parts of images, each as if the image held nothing else (WinCLIP)."""
+
+    @abstractmethod
+    def encode_windows(
+        self, images: Float[Tensor, "B 3 H W"], windows: Int[Tensor, "V n"]
+    ) -> Float[Tensor, "B V D"]:
+        """Global embeddings of windows; each row of `windows` numbers the n patches of one window."""
+
+    @abstractmethod
+    def encode_last_block(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N C"]:
+        """Patch tokens of the last block."""
+
+
 class Backbone(nn.Module, ABC):
     """A frozen network: images in, features out. Always in eval mode.
 
@@ -101,8 +115,8 @@ class Backbone(nn.Module, ABC):
         preprocessor: picture -> input, and map -> picture.
         map_grid: rows and columns of the residual map at the preprocessor's size.
         embed_dim: width D of the global embedding.
+        stage_widths: C of each stage.
         text_encoder: the text tower, or None.
-        provides: its capabilities; a method says which ones it needs.
     """
 
     name: str
@@ -110,8 +124,8 @@ class Backbone(nn.Module, ABC):
     preprocessor: Preprocessor
     map_grid: tuple[int, int]
     embed_dim: int
+    stage_widths: tuple[int, ...]
     text_encoder: TextEncoder | None = None
-    provides: frozenset[str] = frozenset()
 
     @abstractmethod
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
@@ -130,6 +144,17 @@ class Backbone(nn.Module, ABC):
     @property
     def has_text_encoder(self) -> bool:
         return self.text_encoder is not None
+
+    @property
+    def window_encoder(self) -> WindowEncoder | None:
+        """For WinCLIP, or None."""
+        return None
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Its capabilities beside image features; a method says which ones it needs."""
+        found = {TEXT: self.text_encoder, WINDOWS: self.window_encoder}
+        return frozenset(name for name, encoder in found.items() if encoder is not None)
 
     @property
     def num_patches(self) -> int:

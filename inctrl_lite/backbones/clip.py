@@ -16,12 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from inctrl_lite.backbones.base import (
-    TEXT,
-    WINDOWS,
     Backbone,
     ImageFeatures,
     Stage,
     TextEncoder,
+    WindowEncoder,
     check_taps,
     region_tokens,
 )
@@ -65,10 +64,12 @@ class ClipTextEncoder(TextEncoder):
         return pooled @ clip.text_projection
 
     def _tokens(self, sentences: Sequence[str]) -> Int[Tensor, "P T"]:
-        return self.tokenizer(list(sentences)).to(self.clip.positional_embedding.device)
+        with torch.device("cpu"):  # tokenizers make tensors without a device
+            tokens = self.tokenizer(list(sentences))
+        return tokens.to(self.clip.positional_embedding.device)
 
 
-class ClipBackbone(Backbone):
+class ClipBackbone(Backbone, WindowEncoder):
     """A frozen CLIP of open_clip, with a Vision Transformer as image tower.
 
     Attributes:
@@ -82,8 +83,6 @@ class ClipBackbone(Backbone):
     Raises:
         InctrlError: the image tower is no Vision Transformer of open_clip, or taps that it does not have.
     """
-
-    provides = frozenset({TEXT, WINDOWS})
 
     def __init__(
         self,
@@ -111,6 +110,7 @@ class ClipBackbone(Backbone):
         self.image_size = tuple(visual.image_size)
         self.embed_dim = visual.output_dim
         self.width = visual.transformer.width
+        self.stage_widths = (self.width,) * len(self.taps)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -119,6 +119,10 @@ class ClipBackbone(Backbone):
     @property
     def visual(self) -> nn.Module:
         return self.clip.visual
+
+    @property
+    def window_encoder(self) -> WindowEncoder:
+        return self
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
@@ -139,8 +143,8 @@ class ClipBackbone(Backbone):
 
     @torch.no_grad()
     def encode_windows(
-        self, images: Float[Tensor, "B 3 H W"], windows: Int[Tensor, "W n"], at_once: int = 1024
-    ) -> Float[Tensor, "B W D"]:
+        self, images: Float[Tensor, "B 3 H W"], windows: Int[Tensor, "V n"], at_once: int = 1024
+    ) -> Float[Tensor, "B V D"]:
         """Global embeddings of parts of the images, each as if the image held nothing else (WinCLIP).
 
         Class token and the window's patch tokens, with the position embeddings that they have in the whole

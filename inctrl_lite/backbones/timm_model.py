@@ -39,6 +39,7 @@ class TimmViT(Backbone):
         self.preprocessor, self.name, self.pretrained = _preprocessor(model), name, pretrained
         self.map_grid = tuple(model.patch_embed.grid_size)
         self.embed_dim = model.embed_dim
+        self.stage_widths = (model.embed_dim,) * len(self.taps)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -62,8 +63,8 @@ class TimmCNN(Backbone):
     """A frozen convolutional network of timm (EfficientNet, ConvNeXt, ResNet, ...); any input size fits.
 
     The global embedding is the pooled output of the network without its classifier. The last three stages are
-    compared, each averaged over 3 x 3 positions, which gives a token the surroundings that a single position
-    of an early stage lacks (as in PatchCore). The residual map has the grid of the middle stage.
+    compared, and the residual map has the grid of the middle one. Finer stages are averaged to that grid:
+    comparing every position of a stage of 28 x 28 costs 16 times as much as 14 x 14 and finds no more.
 
     Attributes:
         taps: stages that are compared, counted from 1 as `forward_intermediates` numbers them.
@@ -89,6 +90,7 @@ class TimmCNN(Backbone):
         self.taps = check_taps(taps if taps is not None else range(max(1, count - 2), count + 1), count, name)
         sizes = self.encode_images(torch.zeros(1, 3, *self.preprocessor.size))
         self.map_grid, self.embed_dim = sizes.map_grid, sizes.global_embedding.shape[-1]
+        self.stage_widths = tuple(stage.tokens.shape[-1] for stage in sizes.stages)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -104,17 +106,17 @@ class TimmCNN(Backbone):
         images = images.contiguous(memory_format=torch.channels_last)
         last, tapped = self.model.forward_intermediates(images, indices=[tap - 1 for tap in self.taps])
         embedding = self.model.forward_head(last, pre_logits=True)
-        return ImageFeatures(
-            embedding.flatten(1),
-            tuple(local_stage(maps) for maps in tapped),
-            tuple(tapped[len(tapped) // 2].shape[-2:]),
-        )
+        rows, columns = tapped[len(tapped) // 2].shape[-2:]
+        stages = tuple(stage_of(maps, (rows, columns)) for maps in tapped)
+        return ImageFeatures(embedding.flatten(1), stages, (rows, columns))
 
 
-def local_stage(maps: Float[Tensor, "B C h w"]) -> Stage:
-    """Feature maps as tokens, each averaged over the 3 x 3 positions around it."""
-    local = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
-    return Stage(local.flatten(2).transpose(1, 2), tuple(maps.shape[-2:]))  # [B, h w, C]
+def stage_of(maps: Float[Tensor, "B C h w"], finest: tuple[int, int]) -> Stage:
+    """Feature maps as a stage; a finer grid than `finest` is averaged to it."""
+    if maps.shape[-2] > finest[0] or maps.shape[-1] > finest[1]:
+        maps = F.adaptive_avg_pool2d(maps, finest)
+    rows, columns = maps.shape[-2:]
+    return Stage(maps.flatten(2).transpose(1, 2), (rows, columns))  # [B, h w, C]
 
 
 def load_timm(

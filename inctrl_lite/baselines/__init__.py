@@ -1,35 +1,75 @@
-"""The methods that InCTRL is measured against, one file each, all on the same frozen features."""
+"""The methods that are measured against each other, one file each, all on the same frozen features.
 
-from inctrl_lite.baselines.base import Answer, Images, Method
+A new method is its own file and one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from inctrl_lite.backbones.base import Backbone
+from inctrl_lite.baselines.base import Answer, Auxiliary, Images, Method
+from inctrl_lite.baselines.coop import CoOp
 from inctrl_lite.baselines.gaussian import SPADE, PaDiM
-from inctrl_lite.baselines.nearest import (
-    AnomalyDINO,
-    ClassNearest,
-    PatchMax,
-    PatchMaxOneView,
-    PixelNearest,
-)
+from inctrl_lite.baselines.inctrl import InCTRLMethod
+from inctrl_lite.baselines.nearest import AnomalyDINO, GlobalNearest, PatchMax, PixelNearest
 from inctrl_lite.baselines.patchcore import PatchCore
 from inctrl_lite.baselines.subspace import SubspaceAD
 from inctrl_lite.baselines.text import TextOnly
 from inctrl_lite.baselines.winclip import WinCLIP
 
-TRAINING_FREE: tuple[type[Method], ...] = (
-    TextOnly,
-    PixelNearest,
-    ClassNearest,
-    SPADE,
-    PaDiM,
-    PatchCore,
-    PatchMax,
-    PatchMaxOneView,
-    AnomalyDINO,
-    SubspaceAD,
-    WinCLIP,
-)
 
-# What a backbone without a text tower cannot run.
-NEED_WORDS: tuple[type[Method], ...] = (TextOnly, WinCLIP)
+@dataclass(frozen=True)
+class Entry:
+    """A method in the registry.
+
+    Attributes:
+        make: a new, unfitted instance.
+        ablation_of: the head of which this is a version that leaves something out; it is run only where that
+            head is the protocol's. None for a method of its own.
+    """
+
+    make: Callable[[], Method]
+    ablation_of: str | None = None
+
+    @property
+    def kind(self) -> type[Method]:
+        return type(self.make())
+
+
+METHODS: dict[str, Entry] = {
+    "text only": Entry(TextOnly),
+    "raw pixels": Entry(PixelNearest),
+    "global embedding": Entry(GlobalNearest),
+    "SPADE": Entry(SPADE),
+    "PaDiM": Entry(PaDiM),
+    "PaDiM, shrunk": Entry(partial(PaDiM, dimensions=64, shrink=True)),
+    "PatchCore": Entry(PatchCore),
+    "patch max": Entry(PatchMax),
+    "patch max, not augmented": Entry(partial(PatchMax, augment=False)),
+    "AnomalyDINO-style": Entry(AnomalyDINO),
+    "SubspaceAD-style": Entry(SubspaceAD),
+    "WinCLIP": Entry(WinCLIP),
+    "CoOp": Entry(CoOp),
+    "InCTRL (paper's head)": Entry(partial(InCTRLMethod, "paper")),
+    "InCTRL-lite": Entry(partial(InCTRLMethod, "lite")),
+    "InCTRL-lite, untrained": Entry(partial(InCTRLMethod, "lite", learn=False)),
+    "InCTRL-lite, not augmented": Entry(partial(InCTRLMethod, "lite", augment=False), "lite"),
+    **{
+        f"{name}, only {' + '.join(terms)}": Entry(partial(InCTRLMethod, head, terms), head)
+        for name, head in (("InCTRL-lite", "lite"), ("InCTRL (paper's head)", "paper"))
+        for terms in (
+            ("image", "patch"),
+            ("text", "patch"),
+            ("text", "image"),
+            ("patch",),
+            ("image",),
+            ("text",),
+        )
+    },
+}
 
 # Named in the paper's tables, and not here.
 MISSING = {
@@ -37,4 +77,14 @@ MISSING = {
     "stand on the shared frozen features and would need a package of its own size"
 }
 
-__all__ = ["MISSING", "NEED_WORDS", "TRAINING_FREE", "Answer", "Images", "Method"]
+
+def methods_for(backbone: Backbone, head: str) -> dict[str, Entry]:
+    """The methods that run on a backbone; ablations only of one head."""
+    return {
+        name: entry
+        for name, entry in METHODS.items()
+        if entry.kind.needs <= backbone.provides and entry.ablation_of in (None, head)
+    }
+
+
+__all__ = ["METHODS", "MISSING", "Answer", "Auxiliary", "Entry", "Images", "Method", "methods_for"]

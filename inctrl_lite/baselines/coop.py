@@ -2,90 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inctrl_lite.backbone import Backbone
-from inctrl_lite.baselines.base import Answer, Images
-from inctrl_lite.data.category import Category
-from inctrl_lite.features import FeatureStore
+from inctrl_lite.backbones.base import TEXT, Backbone
+from inctrl_lite.baselines.base import Answer, Auxiliary, Images, Method
+from inctrl_lite.errors import InctrlError
 from inctrl_lite.residual import text_cosines, text_score
 
-WORDS = {"normal": "normal {}", "anomalous": "damaged {}"}
+SENTENCES = ("normal {}", "damaged {}")
 
 
-class CoOp:
-    """Text score with context vectors that were learned on the auxiliary set. The normal images are not used.
+class CoOp(Method):
+    """Text score with context vectors that are learned on the auxiliary set. The normal images are not used.
 
     Differences: two classes that share their context, "normal" and "damaged" in front of the name, so that it
-    transfers to categories never seen; trained on the frozen features of the auxiliary set.
+    transfers to categories that were not trained on. It is trained on the frozen features of the auxiliary
+    set, by Adam for 100 steps (CoOp: SGD for 50 to 200 epochs), with 8 context vectors (CoOp: 4 or 16) and a
+    learned scale of the cosines (CoOp: CLIP's).
+
+    Args:
+        length: number of context vectors.
+        steps: training steps.
+        categories_per_step: categories in a step.
     """
 
-    name = "CoOp"
     source = "Zhou et al., IJCV 2022, as a baseline of the InCTRL paper"
-    training_free = False
+    needs = frozenset({TEXT})
+    is_trained = True
 
-    def __init__(self, context: Tensor, scale: Tensor):
-        self.context, self.scale = context, scale
+    def __init__(self, length: int = 8, steps: int = 100, categories_per_step: int = 8):
+        self.length, self.steps, self.categories_per_step = length, steps, categories_per_step
 
-    @classmethod
-    def train(
-        cls,
-        categories: Sequence[Category],
-        backbone: Backbone,
-        store: FeatureStore,
-        *,
-        length: int = 8,
-        steps: int = 100,
-        per_step: int = 8,
-        seed: int = 0,
-    ) -> CoOp:
-        """Learn `length` context vectors on an auxiliary set, `per_step` categories at a time."""
-        generator = torch.Generator().manual_seed(seed)
-        width = backbone.clip.token_embedding.embedding_dim
-        context = nn.Parameter(0.02 * torch.randn(length, width, generator=generator))
-        log_scale = nn.Parameter(torch.tensor(10.0).log())
+    def _train(self, auxiliary: Auxiliary, seed: int) -> None:
+        backbone, categories = auxiliary.backbone, auxiliary.categories
+        if backbone.text_encoder is None:
+            raise InctrlError(f"CoOp needs a text encoder, and the backbone {backbone.name!r} has none")
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        shape = (self.length, backbone.text_encoder.context_width)
+        initial = 0.02 * torch.randn(shape, generator=generator, device="cpu")
+        context = nn.Parameter(initial.to(backbone.device))
+        log_scale = nn.Parameter(torch.tensor(10.0, device=backbone.device).log())
         optimiser = torch.optim.Adam([context, log_scale], lr=2e-3)
         data = [
-            (store.load(category.test).cls, torch.tensor([item.label for item in category.test]))
+            (
+                auxiliary.store.load(category.test).global_embedding,
+                torch.tensor([int(item.label or 0) for item in category.test], device=backbone.device),
+            )
             for category in categories
         ]
-        for _ in range(steps):
-            loss = torch.zeros(())
-            for i in torch.randperm(len(categories), generator=generator)[:per_step].tolist():
+        for _ in range(self.steps):
+            loss = torch.zeros((), device=backbone.device)
+            order = torch.randperm(len(categories), generator=generator, device="cpu")
+            for i in order[: self.categories_per_step].tolist():
                 features, labels = data[i]
                 text = prototypes(backbone, categories[i].name, context)
                 loss = loss + F.cross_entropy(log_scale.exp() * text_cosines(features, text), labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        return cls(context.detach(), log_scale.exp().detach())
+        self.context, self.scale = context.detach(), log_scale.exp().detach()
 
-    def fit(self, normals: Images, category: str) -> CoOp:
+    def _fit(self, normals: Images, category: str) -> None:
         with torch.no_grad():
             self.text = prototypes(normals.backbone, category, self.context)
-        return self
 
-    def score(self, queries: Images) -> Answer:
-        return Answer(text_score(text_cosines(queries.features.cls, self.text), self.scale))
+    def _score(self, queries: Images) -> Answer:
+        return Answer(text_score(text_cosines(queries.features.global_embedding, self.text), self.scale))
 
 
-def prototypes(backbone: Backbone, category: str, context: Tensor) -> Tensor:
-    """Text prototypes [2, D] of "<context> normal NAME" and "<context> damaged NAME".
-
-    The context takes the places right after the start token: as many words are put there and overwritten.
-    """
-    clip, length = backbone.clip, len(context)
-    sentences = ["x " * length + words.format(category.replace("_", " ")) for words in WORDS.values()]
-    tokens = backbone.tokenizer(sentences).to(backbone.device)
-    embedded = clip.token_embedding(tokens)
-    start = embedded[:, :1]
-    learned = context.to(embedded)[None].expand(len(tokens), -1, -1)
-    hidden = torch.cat([start, learned, embedded[:, 1 + length :]], 1)
-    hidden = clip.transformer(hidden + clip.positional_embedding[: hidden.shape[1]], attn_mask=clip.attn_mask)
-    ends = tokens.argmax(-1)  # the end of text has the highest number
-    pooled = clip.ln_final(hidden)[torch.arange(len(tokens)), ends]
-    return F.normalize(pooled @ clip.text_projection, dim=-1)
+def prototypes(backbone: Backbone, category: str, context: Float[Tensor, "T W"]) -> Float[Tensor, "2 D"]:
+    """Text prototypes of "<context> normal NAME" and "<context> damaged NAME", of unit length."""
+    sentences = [sentence.format(category.replace("_", " ")) for sentence in SENTENCES]
+    encoder = backbone.text_encoder
+    assert encoder is not None  # CoOp.needs
+    return F.normalize(encoder.encode_with_context(sentences, context), dim=-1)

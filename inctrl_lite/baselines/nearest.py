@@ -3,87 +3,88 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.baselines.base import Answer, Images, top_mean
+from inctrl_lite.baselines.base import Answer, Images, Method, top_mean
 
 
-class ClassNearest:
-    """Half of one minus the cosine of the class embedding to the most similar normal one."""
+class GlobalNearest(Method):
+    """Half of one minus the cosine of the global embedding to the most similar normal image."""
 
-    name = "class embedding NN"
     source = "the plainest few-shot baseline"
-    training_free = True
 
-    def fit(self, normals: Images, category: str) -> ClassNearest:
-        self.normal = F.normalize(normals.features.cls, dim=-1)
-        return self
+    def _fit(self, normals: Images, category: str) -> None:
+        self.normal = F.normalize(normals.features.global_embedding, dim=-1)
 
-    def score(self, queries: Images) -> Answer:
-        cosines = F.normalize(queries.features.cls, dim=-1) @ self.normal.T
+    def _score(self, queries: Images) -> Answer:
+        cosines = F.normalize(queries.features.global_embedding, dim=-1) @ self.normal.T  # [B, K]
         return Answer((1 - cosines.amax(1)) / 2)
 
 
-class PixelNearest:
-    """Euclidean distance to the nearest normal image, as 24 x 24 pixels: what needs no network at all."""
+class PixelNearest(Method):
+    """Euclidean distance to the nearest normal image in raw pixels, averaged down to side x side.
 
-    name = "pixel NN"
-    source = "no features: tells what a data set gives away by itself"
-    training_free = True
+    Args:
+        side: pixels a side.
+    """
 
-    def fit(self, normals: Images, category: str) -> PixelNearest:
-        self.normal = self._small(normals)
-        return self
+    source = "no features: shows how far a data set can be solved without a network"
 
-    def score(self, queries: Images) -> Answer:
-        return Answer(torch.cdist(self._small(queries), self.normal).amin(1))
+    def __init__(self, side: int = 24):
+        self.side = side
 
-    @staticmethod
-    def _small(images: Images) -> Tensor:
-        return F.adaptive_avg_pool2d(images.prepared, 24).flatten(1)
+    def _fit(self, normals: Images, category: str) -> None:
+        self.normal = self._pixels(normals)
+
+    def _score(self, queries: Images) -> Answer:
+        return Answer(torch.cdist(self._pixels(queries), self.normal).amin(1))
+
+    def _pixels(self, images: Images) -> Float[Tensor, "B P"]:
+        return F.adaptive_avg_pool2d(images.prepared, self.side).flatten(1)
 
 
-class PatchMax:
-    """The largest patch residual: what is left of InCTRL, the lite head's views too, without learning."""
+class PatchMax(Method):
+    """The maximum of InCTRL's patch residual map; nothing is learned.
 
-    name = "patch max"
-    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1; the prompts are seen in more views (`backbone.VIEWS`)"
-    training_free = True
-    views = True
+    Args:
+        augment: add augmented copies to the support set, as for the InCTRL-lite head
+            (`augment.SUPPORT_AUGMENTATIONS`). Without them it is the paper's residual.
+    """
 
-    def fit(self, normals: Images, category: str) -> PatchMax:
+    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1"
+
+    def __init__(self, augment: bool = True):
+        self.augment = augment
+
+    def _fit(self, normals: Images, category: str) -> None:
         self.normals = normals
-        return self
 
-    def score(self, queries: Images) -> Answer:
-        maps = queries.residual_maps(self.normals, self.views)
+    def _score(self, queries: Images) -> Answer:
+        maps = queries.patch_maps(self.normals, self.augment)
         return Answer(maps.amax(1), maps)
 
 
-class PatchMaxOneView(PatchMax):
-    """The same against the prompts as they are: the paper's residual."""
+class AnomalyDINO(Method):
+    """Cosine distance of each patch to its nearest normal patch in one stage; the mean of the largest 1 %.
 
-    name = "patch max, one view"
-    source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1, without anything that is learned"
-    views = False
+    Differences: the shared backbone's last stage instead of the last block of DINOv2; the augmented copies of
+    `augment.SUPPORT_AUGMENTATIONS` instead of the normal images rotated by eight angles; no mask of the
+    background.
 
-
-class AnomalyDINO:
-    """Cosine distance of each patch to its nearest normal patch in one block; the mean of the largest 1 %.
-
-    Differences: the shared backbone's last tapped block instead of DINOv2's last one; the views of
-    `backbone.VIEWS` instead of the normal images turned by eight angles; no mask of the background.
+    Args:
+        share: of the patches that are averaged.
     """
 
-    name = "AnomalyDINO-style"
     source = "Damm et al., WACV 2025"
-    training_free = True
 
-    def fit(self, normals: Images, category: str) -> AnomalyDINO:
+    def __init__(self, share: float = 0.01):
+        self.share = share
+
+    def _fit(self, normals: Images, category: str) -> None:
         self.normals = normals
-        return self
 
-    def score(self, queries: Images) -> Answer:
-        maps = 2 * queries.layer_residuals(self.normals, views=True)[:, -1]
-        return Answer(top_mean(maps), maps)
+    def _score(self, queries: Images) -> Answer:
+        maps = 2 * queries.stage_maps(self.normals, augment=True)[:, -1]  # [B, N]
+        return Answer(top_mean(maps, self.share), maps)

@@ -5,57 +5,57 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from inctrl_lite.baselines.base import Answer, Images
-
-NEIGHBOURS = 9  # b of the re-weighting; the paper leaves it open, its code takes 9 at most
+from inctrl_lite.baselines.base import Answer, Images, Method, joined_tokens
 
 
-class PatchCore:
-    """Distance of the worst patch to its nearest memory, weighted up where that memory is lonely itself.
+class PatchCore(Method):
+    """Distance of the worst patch to its nearest bank entry; more where that entry is far from all others.
 
-    Differences: tokens of the shared backbone's first two tapped blocks instead of a ResNet's; with a few
-    images the bank is small, so a coreset is taken only above `bank_size` patches.
+    The image score re-weights the largest distance by how far the nearest bank entry is from its own
+    neighbours (Eq. 6 and 7).
+
+    Differences: tokens of the shared backbone's first two stages instead of a ResNet's. At the borders, the
+    local mean is taken over the positions that exist; the original code pads with zeros. The original keeps 1
+    to 10 % of the bank (a coreset); with few normal images a bank is small, so a coreset is taken only above
+    `bank_size` tokens, which K <= 8 images of 225 patches never reach.
+
+    Args:
+        bank_size: largest number of tokens in the bank.
+        neighbours: b of the re-weighting; the paper leaves it open, its code takes 9 at most.
     """
 
-    name = "PatchCore"
-    source = "Roth et al., CVPR 2022, with the image score of its Eq. 6 and 7"
-    training_free = True
-    bank_size = 2000
+    source = "Roth et al., CVPR 2022"
 
-    def fit(self, normals: Images, category: str) -> PatchCore:
-        tokens = local_tokens(normals.features.patches[:, :2], normals.backbone.grid).flatten(0, 1)
+    def __init__(self, bank_size: int = 2000, neighbours: int = 9):
+        self.bank_size, self.neighbours = bank_size, neighbours
+
+    def _fit(self, normals: Images, category: str) -> None:
+        tokens = self._tokens(normals).flatten(0, 1)  # [K N, C]
         self.bank = tokens[coreset(tokens, self.bank_size)] if len(tokens) > self.bank_size else tokens
-        return self
 
-    def score(self, queries: Images) -> Answer:
-        tokens = local_tokens(queries.features.patches[:, :2], queries.backbone.grid)
+    def _score(self, queries: Images) -> Answer:
+        tokens = self._tokens(queries)  # [B, N, C]
         half = self.bank.square().sum(1) / 2
-        # image by image, since the matrix is large; the root of its minima alone, which is faster than cdist
+        # image by image, because the matrix is large; the root is taken of the minima alone
         found = [torch.addmm(half, one, self.bank.T, alpha=-1).min(1) for one in tokens]
         nearest = torch.stack([one.indices for one in found])
         squares = 2 * torch.stack([one.values for one in found]) + tokens.square().sum(2)
-        maps = squares.clamp_min(0).sqrt()
+        maps = squares.clamp_min(0).sqrt()  # [B, N]
         worst = maps.argmax(1)
-        image = torch.arange(len(maps))
-        memory = self.bank[nearest[image, worst]]
-        among = torch.cdist(memory, self.bank).topk(min(NEIGHBOURS, len(self.bank)), largest=False)
+        image = torch.arange(len(maps), device=maps.device)
+        entry = self.bank[nearest[image, worst]]  # [B, C]
+        count = min(self.neighbours, len(self.bank))
+        among = torch.cdist(entry, self.bank).topk(count, largest=False)
         around = self.bank[among.indices]  # [B, b, C]
         to_all = torch.linalg.vector_norm(around - tokens[image, worst][:, None], dim=-1)
         largest = maps[image, worst]
         weight = 1 - torch.exp(largest - torch.logsumexp(to_all, 1))
         return Answer(weight * largest, maps)
 
-
-def local_tokens(
-    patches: Float[Tensor, "B L N C"], grid: tuple[int, int], width: int = 3
-) -> Float[Tensor, "B N D"]:
-    """Tokens averaged over their neighbourhood, blocks side by side (D = L C)."""
-    images, blocks, _, channels = patches.shape
-    maps = patches.transpose(-1, -2).reshape(images * blocks, channels, *grid)
-    pooled = F.avg_pool2d(maps, width, stride=1, padding=width // 2, count_include_pad=False)
-    return pooled.reshape(images, blocks * channels, -1).transpose(1, 2)
+    @staticmethod
+    def _tokens(images: Images) -> Float[Tensor, "B N C"]:
+        return joined_tokens(images.features, stages=2, average=3)
 
 
 def coreset(tokens: Float[Tensor, "n C"], size: int) -> Int[Tensor, " m"]:
@@ -69,4 +69,4 @@ def coreset(tokens: Float[Tensor, "n C"], size: int) -> Int[Tensor, " m"]:
     for _ in range(min(size, len(tokens)) - 1):
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, torch.linalg.vector_norm(tokens - tokens[chosen[-1]], dim=-1))
-    return torch.tensor(chosen)
+    return torch.tensor(chosen, device=tokens.device)

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.baselines.base import Answer, Images, top_mean
+from inctrl_lite.baselines.base import Answer, Images, Method, joined_tokens, top_mean
 
 
-class SubspaceAD:
+class SubspaceAD(Method):
     """Squared residual of each patch after projection on the principal components of the normal patches.
 
-    Differences: the mean of the shared backbone's tapped blocks instead of DINOv2's; no rotated copies of
-    the normal images.
+    Differences: the mean of the shared backbone's stages instead of DINOv2's (stages of different width: side
+    by side); no rotated copies of the normal images.
+
+    Args:
+        variance: share of the variance that the components keep.
     """
 
-    name = "SubspaceAD-style"
     source = "SubspaceAD, CVPR 2026: PCA of patch tokens that keeps 99 % of the variance"
-    training_free = True
-    variance = 0.99
 
-    def fit(self, normals: Images, category: str) -> SubspaceAD:
-        tokens = self._tokens(normals).flatten(0, 1)
+    def __init__(self, variance: float = 0.99):
+        self.variance = variance
+
+    def _fit(self, normals: Images, category: str) -> None:
+        tokens = self._tokens(normals).flatten(0, 1)  # [K N, C]
         self.mean = tokens.mean(0)
         spectrum, axes = torch.linalg.eigh(torch.cov((tokens - self.mean).T, correction=0))
         kept = spectrum.flip(0).clamp_min(0).cumsum(0) / spectrum.clamp_min(0).sum() < self.variance
         self.axes = axes.flip(1)[:, : int(kept.sum()) + 1]
-        return self
 
-    def score(self, queries: Images) -> Answer:
+    def _score(self, queries: Images) -> Answer:
         centred = self._tokens(queries) - self.mean
         maps = (centred - centred @ self.axes @ self.axes.T).square().sum(-1)
         return Answer(top_mean(maps), maps)
 
     @staticmethod
-    def _tokens(images: Images):
-        return F.normalize(images.features.patches, dim=-1).mean(1)
+    def _tokens(images: Images) -> Float[Tensor, "B N C"]:
+        features = images.features
+        stages = tuple(stage.map(lambda tokens: F.normalize(tokens, dim=-1)) for stage in features.stages)
+        if len({stage.tokens.shape for stage in stages}) == 1:
+            return torch.stack([stage.tokens for stage in stages]).mean(0)
+        return joined_tokens(type(features)(features.global_embedding, stages, features.map_grid))

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.backbone import Backbone
 from inctrl_lite.data.category import Item
-from inctrl_lite.data.images import load_image
-from inctrl_lite.features import FeatureStore
+from inctrl_lite.encoder import Encoder, batched
+from inctrl_lite.environment import code_version
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.store import FeatureStore, RecordStore
+from inctrl_lite.tensors import TensorRecord
 
-SIDES = (2, 3)  # windows of 2 x 2 and 3 x 3 patches
+SIDES = (1, 2, 3)  # windows of 1 x 1 (the last block's patch tokens), 2 x 2 and 3 x 3 patches
+BATCH_SIZE = 16  # images at a time: each has hundreds of windows
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(TensorRecord):
+    """Embeddings of the windows of B images.
+
+    Attributes:
+        patches: patch tokens of the last block.
+        pairs: global embeddings of windows of 2 x 2 patches.
+        triples: of 3 x 3 patches.
+    """
+
+    patches: Float[Tensor, "B N C"]
+    pairs: Float[Tensor, "B W2 D"]
+    triples: Float[Tensor, "B W3 D"]
+
+    def of(self, side: int) -> Tensor:
+        """Those of side x side patches."""
+        return {1: self.patches, 2: self.pairs, 3: self.triples}[side]
 
 
 def window_indices(side: int, grid: tuple[int, int]) -> Int[Tensor, "W n"]:
@@ -24,32 +46,44 @@ def window_indices(side: int, grid: tuple[int, int]) -> Int[Tensor, "W n"]:
     >>> window_indices(2, (2, 3)).tolist()
     [[0, 1, 3, 4], [1, 2, 4, 5]]
     """
-    patches = torch.arange(grid[0] * grid[1]).view(grid)
+    patches = torch.arange(grid[0] * grid[1], device="cpu").view(grid)
     return patches.unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
 
 
 @torch.no_grad()
-def window_embeddings(
-    backbone: Backbone, images: Float[Tensor, "B 3 H W"], at_once: int = 1024
-) -> dict[int, Tensor]:
-    """Class embeddings of every window [B, W, D] by its side, and the last block's patch tokens (side 1).
+def window_embeddings(encoder: Encoder, images: Float[Tensor, "B 3 H W"]) -> Windows:
+    """Embeddings of all windows of prepared images.
 
-    A window is embedded as if the image held nothing else: class token and the window's patch tokens, with
-    the position embeddings they have in the whole image, go through the transformer alone.
+    Raises:
+        InctrlError: the backbone cannot embed windows.
     """
-    visual = backbone.clip.visual
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    cls = visual.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
-    tokens = visual.ln_pre(torch.cat([cls, patches], 1) + visual.positional_embedding)
-    found = {}
-    for side in SIDES:
-        index = window_indices(side, backbone.grid).to(tokens.device)
-        cls = tokens[:, None, :1].expand(-1, len(index), -1, -1)
-        windows = torch.cat([cls, tokens[:, 1:][:, index]], 2).flatten(0, 1)
-        out = torch.cat([visual.transformer(part)[:, 0] for part in windows.split(at_once)])
-        found[side] = (visual.ln_post(out) @ visual.proj).unflatten(0, (len(images), -1))
-    found[1] = visual.transformer(tokens)[:, 1:]
-    return found
+    windows, backbone = encoder.backbone.window_encoder, encoder.backbone
+    if windows is None:
+        raise InctrlError(
+            f"the backbone {backbone.name!r} cannot embed windows: choose a CLIP, such as 'tiny'"
+        )
+    index = {side: window_indices(side, backbone.map_grid).to(images.device) for side in (2, 3)}
+    return Windows(
+        windows.encode_last_block(images),
+        windows.encode_windows(images, index[2]),
+        windows.encode_windows(images, index[3]),
+    )
+
+
+def encode_windows(encoder: Encoder, items: Sequence[Item]) -> Windows:
+    """Embeddings of all windows of images, read a few at a time."""
+    parts = [window_embeddings(encoder, encoder.read(batch)) for batch in batched(items, BATCH_SIZE)]
+    return Windows.cat(parts)
+
+
+def window_store(store: FeatureStore) -> RecordStore[Windows]:
+    """Window embeddings on disk, beside the features of a store: they cost ten times as much."""
+    blank = torch.zeros(1, 3, *store.backbone.preprocessor.size, device=store.backbone.device)
+    return store.part(
+        f"windows-{code_version(__name__)}",
+        lambda items: encode_windows(store.encoder, items),
+        window_embeddings(store.encoder, blank),
+    )
 
 
 def window_residuals(
@@ -59,33 +93,3 @@ def window_residuals(
     query, normal = F.normalize(query, dim=-1), F.normalize(normal, dim=-1)
     cosines = [torch.stack([(one @ windows.T).amax(1) for one in query]) for windows in normal]
     return [((1 - c) / 2).clamp(0, 1) for c in cosines]  # rounding may leave a cosine above 1
-
-
-class WindowStore(FeatureStore):
-    """Window embeddings on disk, beside the features of a store: they cost ten times as much."""
-
-    def __init__(self, beside: FeatureStore):
-        super().__init__(beside.backbone, beside.root, beside.dtype)
-        counts = {side: len(window_indices(side, self.backbone.grid)) for side in SIDES}
-        widths = {side: self.backbone.embed_dim for side in SIDES} | {1: self.backbone.width}
-        self._shapes = {
-            side: (n, widths[side]) for side, n in (counts | {1: self.backbone.num_patches}).items()
-        }
-        self._numbers = sum(n * width for n, width in self._shapes.values())
-
-    @property
-    def folder(self) -> Path:
-        return super().folder.with_name(f"{super().folder.name}-windows")
-
-    def load(self, items: Sequence[Item]) -> dict[int, Tensor]:
-        """Window embeddings as `window_embeddings` gives them; what is missing is computed first."""
-        parts = self._read(items).split([n * width for n, width in self._shapes.values()], dim=1)
-        return {
-            side: part.unflatten(1, shape)
-            for (side, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
-
-    def _compute(self, items: Sequence[Item]) -> Tensor:
-        images = torch.stack([self.backbone.transform(load_image(item.image)) for item in items])
-        found = window_embeddings(self.backbone, images.to(self.backbone.device))
-        return torch.cat([found[side].flatten(1) for side in self._shapes], 1)

@@ -1,6 +1,6 @@
 """Checks of the course's exercises: `checks.check_patch_residual_map(my_function)`.
 
-One module a notebook; each holds the answer keys and the mistakes that are recognised.
+One module for each notebook. It holds the answer keys and the mistakes that are recognised.
 """
 
 from importlib import import_module

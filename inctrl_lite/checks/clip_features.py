@@ -1,9 +1,12 @@
 """Exercises of notebook 02: CLIP features."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.backbones import Stage
+from inctrl_lite.checks.engine import Exercise, difference, generator, same
 
 
 def patch_of_pixel(y: int, x: int, side: int, width: int) -> int:
@@ -15,94 +18,115 @@ check_patch_of_pixel = Exercise(
     solution=patch_of_pixel,
     cases=lambda seed: ((37, 5, 8, 120), (9, 50, 16, 240), (100, 71, 8, 120), (23, 199, 14, 224))[seed],
     mistakes={
-        "y and x are mixed up: y counts downwards and says the row, x says the column": (
+        "You have exchanged y and x: y counts downwards and gives the row, x gives the column.": (
             lambda y, x, side, width: patch_of_pixel(x, y, side, width)
         ),
-        "you count from 1: the first patch is number 0": lambda y, x, side, width: (
+        "You count patches from 1. The first patch is number 0.": lambda y, x, side, width: (
             patch_of_pixel(y, x, side, width) + 1
         ),
-        "a row of the grid holds width // side patches, not `width`": lambda y, x, side, width: (
+        "A row of the grid holds width // side patches, not `width`.": lambda y, x, side, width: (
             (y // side) * width + x // side
         ),
-        "a row of the grid holds width // side patches, not `side`": lambda y, x, side, width: (
+        "A row of the grid holds width // side patches, not `side`.": lambda y, x, side, width: (
             (y // side) * side + x // side
         ),
-        "you round to the nearest patch: whole patches before the pixel count, so divide with //": (
-            lambda y, x, side, width: round(y / side) * (width // side) + round(x / side)
-        ),
-        "the number is no whole number: divide with // and not with /": lambda y, x, side, width: (
+        "You round to the nearest patch. The number of whole patches before the pixel counts, so divide "
+        "with //.": (lambda y, x, side, width: round(y / side) * (width // side) + round(x / side)),
+        "The number is not a whole number: divide with // and not with /.": lambda y, x, side, width: (
             (y / side) * (width // side) + x / side
         ),
-        "dividing the pixel's number by the pixels of a patch does not give the patch: a row of pixels runs "
-        "through a whole row of patches. Find the row and the column of the patch first": (
-            lambda y, x, side, width: (y * width + x) // side**2
+        "You divide the number of the pixel by the number of pixels in a patch. But a row of "
+        "pixels runs through a whole row of patches: first find the row and the column of the "
+        "patch.": (lambda y, x, side, width: (y * width + x) // side**2),
+        "Row and column are right, but you add them. Above the patch lie whole rows of patches, each with "
+        "width // side of them.": (lambda y, x, side, width: y // side + x // side),
+        "You return row and column. One number is expected.": lambda y, x, side, width: (
+            y // side,
+            x // side,
         ),
-        "row and column are right, but added: above lie whole rows, width // side patches each": (
-            lambda y, x, side, width: y // side + x // side
-        ),
-        "this is row and column: asked is one number": lambda y, x, side, width: (y // side, x // side),
-        "this is the number of the *pixel*, divided: find the row and the column of the patch first": (
+        "You divide the number of the pixel. First find the row and the column of the patch.": (
             lambda y, x, side, width: (y * width + x) // side
         ),
     },
 )
 
 
-def collect_taps(outputs: list[Tensor], taps: tuple[int, ...]) -> Tensor:
-    """Patch tokens [B, L, N, C] of the blocks `taps` (counted from 1); outputs: [B, 1 + N, C] a block."""
-    return torch.stack([outputs[tap - 1][:, 1:] for tap in taps], dim=1)
+def collect_stages(outputs: list[Tensor], taps: tuple[int, ...], grid: tuple[int, int]) -> list[Stage]:
+    """One Stage of patch tokens [B, N, C] for each of the blocks `taps`; outputs: [B, 1 + N, C] a block."""
+    return [Stage(outputs[tap - 1][:, 1:], grid) for tap in taps]
 
 
-def _blocks(seed: int) -> tuple[list[Tensor], tuple[int, ...]]:
+def _blocks(seed: int) -> tuple[list[Tensor], tuple[int, ...], tuple[int, int]]:
     g = generator(seed)
     outputs = [torch.randn(2 + seed % 2, 1 + 6, 5, generator=g) for _ in range(8)]
-    return outputs, ((3, 5, 6, 7), (1, 4, 5, 7), (2, 3, 5, 6), (1, 2, 4, 6))[seed]
+    return outputs, ((3, 5, 6, 7), (1, 4, 5, 7), (2, 3, 5, 6), (1, 2, 4, 6))[seed], (2, 3)
 
 
-def _shape(outputs: list[Tensor], taps: tuple[int, ...]) -> tuple[int, int, int, int]:
-    images, tokens, width = outputs[0].shape
-    return images, len(taps), tokens - 1, width
+def _tokens_and_grids(answer: Callable, *case) -> list:
+    """Stages as (tokens, grid), so that they can be compared; what is no Stage stays as it is."""
+    found = answer(*case)
+    if isinstance(found, list | tuple):
+        return [(one.tokens, tuple(one.grid)) if isinstance(one, Stage) else one for one in found]
+    return found
 
 
-check_collect_taps = Exercise(
-    solution=collect_taps,
+def _no_stages(case: tuple, result, right: list) -> str | None:
+    """What is wrong with the form of a result, or which stage is the first wrong one."""
+    if not isinstance(result, list | tuple):
+        return f"returns a {type(result).__name__}: a list with one Stage for each tap is expected"
+    if len(result) != len(right):
+        return f"returns {len(result)} stages, expected {len(right)}: one for each tap"
+    for number, (one, other) in enumerate(zip(result, right, strict=True)):
+        if not isinstance(one, tuple):
+            return f"entry {number} of the list is a {type(one).__name__}, expected a Stage(tokens, grid)"
+        if one[1] != other[1]:
+            return f"stage {number} has the grid {one[1]}, expected {other[1]}"
+        if not same(one[0], other[0], 1e-5):
+            return f"the tokens of stage {number}: {difference(one[0], other[0])}"
+    return None
+
+
+def _stages(tokens: Callable) -> Callable:
+    """A wrong answer whose tokens of a tap are `tokens(outputs, tap)`."""
+    return lambda outputs, taps, grid: [Stage(tokens(outputs, tap), grid) for tap in taps]
+
+
+check_collect_stages = Exercise(
+    solution=collect_stages,
     cases=_blocks,
+    run=_tokens_and_grids,
+    explain=_no_stages,
+    inputs=lambda outputs, taps, grid: (
+        f"{len(outputs)} outputs [B, 1 + N, C] = {list(outputs[0].shape)}, taps {taps}, grid {grid}"
+    ),
     mistakes={
-        "the class token is still there: it is the first of the tokens, drop it": lambda o, t: torch.stack(
-            [o[tap - 1] for tap in t], dim=1
+        "There is one token too many for the grid, because the class token is "
+        "still there. It is the first token, and tokens are axis 1: drop it with "
+        "[:, 1:].": _stages(lambda o, tap: o[tap - 1]),
+        "You drop the last patch. The class token is the first token, so write [:, 1:].": _stages(
+            lambda o, tap: o[tap - 1][:, :-1]
         ),
-        "you drop the last patch: the class token comes *first*": lambda o, t: torch.stack(
-            [o[tap - 1][:, :-1] for tap in t], dim=1
+        "You take the block after the right one. Taps are counted from 1, and a Python list from 0: block "
+        "`tap` is outputs[tap - 1].": _stages(lambda o, tap: o[tap][:, 1:]),
+        "You take the block before the right one. Block `tap` is outputs[tap - 1].": _stages(
+            lambda o, tap: o[tap - 2][:, 1:]
         ),
-        "one block too late: taps count from 1, Python's lists from 0": lambda o, t: torch.stack(
-            [o[tap][:, 1:] for tap in t], dim=1
+        "You return tensors. Put the tokens of each block into a Stage: Stage(tokens, grid).": (
+            lambda outputs, taps, grid: [outputs[tap - 1][:, 1:] for tap in taps]
         ),
-        "one block too early: block `tap` is outputs[tap - 1]": lambda o, t: torch.stack(
-            [o[tap - 2][:, 1:] for tap in t], dim=1
+        "You return one tensor for all blocks. Return a list with one Stage for each tap: "
+        "stages of other backbones differ in width and grid, so they do not fit into one "
+        "tensor.": (
+            lambda outputs, taps, grid: torch.stack([outputs[tap - 1][:, 1:] for tap in taps], dim=1)
         ),
-        "the blocks come first: [L, B, N, C] is what you return, [B, L, N, C] is asked": (
-            lambda o, t: torch.stack([o[tap - 1][:, 1:] for tap in t])
-        ),
-        "the blocks stand behind the patches: [B, N, L, C] is what you return, [B, L, N, C] is asked": (
-            lambda o, t: torch.stack([o[tap - 1][:, 1:] for tap in t], dim=2)
-        ),
-        "the shape is right, but a reshape mixed images with blocks: [L, B, ...] becomes [B, L, ...] by "
-        "stacking along dim=1 (or by a permute)": lambda o, t: torch.stack(
-            [o[tap - 1][:, 1:] for tap in t]
-        ).reshape(_shape(o, t)),
-        "you joined the blocks' patches into one long row: `cat` goes on along an axis, `stack` makes a new "
-        "one": lambda o, t: torch.cat([o[tap - 1][:, 1:] for tap in t], dim=1),
-        "you dropped the first *block*: after stacking, axis 1 counts blocks, and tokens are axis 2": (
-            lambda o, t: torch.stack([o[tap - 1] for tap in t], dim=1)[:, 1:]
-        ),
-        "you dropped the first *image*: tokens are axis 1 of a block's output, so [:, 1:]": (
-            lambda o, t: torch.stack([o[tap - 1][1:] for tap in t], dim=1)
-        ),
-        "you took the last blocks, whatever the taps: use the argument": lambda o, t: torch.stack(
-            [block[:, 1:] for block in o[-len(t) :]], dim=1
-        ),
-        "you took all blocks: only those in `taps` are asked": lambda o, t: torch.stack(
-            [block[:, 1:] for block in o], dim=1
+        "You take the last blocks and ignore the taps. Use the argument.": lambda outputs, taps, grid: [
+            Stage(block[:, 1:], grid) for block in outputs[-len(taps) :]
+        ],
+        "You take all blocks. Only the blocks in `taps` are wanted.": lambda outputs, taps, grid: [
+            Stage(block[:, 1:], grid) for block in outputs
+        ],
+        "The grid is the wrong way round: it is (rows, columns), as it is given.": (
+            lambda outputs, taps, grid: [Stage(outputs[tap - 1][:, 1:], grid[::-1]) for tap in taps]
         ),
     },
 )
@@ -114,10 +138,12 @@ def _letters(case: tuple, result, right: Tensor) -> str | None:
     if not isinstance(result, Tensor) or sorted(result.shape) != sorted(sizes) or len({*sizes}) < 4:
         return None
     if list(result.shape) == sizes:
-        return "the shape is right and the numbers are not: somewhere a reshape stands for a permute"
+        return (
+            f"the shape is right, but a reshape stands where a permute is needed: {difference(result, right)}"
+        )
     letters = ", ".join("BLNC"[sizes.index(size)] for size in result.shape)
     return (
-        f"[{letters}] is what you return, [B, L, N, C] is asked: permute lists, for each axis of the "
+        f"you return [{letters}], but [B, L, N, C] is expected. permute lists, for each axis of the "
         "result, which axis of its input it was"
     )
 
@@ -139,13 +165,13 @@ def _reshaped(tokens: Tensor) -> Tensor:
 
 
 def _half_reshaped(tokens: Tensor) -> Tensor:
-    """The images are brought forward within a block, then blocks and images change places by a reshape."""
+    """Images and tokens change places by a transpose, then blocks and images by a reshape."""
     blocks, count, images, width = tokens.shape
     return tokens[:, 1:].transpose(1, 2).reshape(images, blocks, count - 1, width)
 
 
 def _late_drop(tokens: Tensor) -> Tensor:
-    """Reshaped first, so that the token that is dropped is somebody's patch."""
+    """Reshaped first, so that the token that is dropped is a patch of some image."""
     blocks, count, images, width = tokens.shape
     return tokens.reshape(images, blocks, count, width)[:, :, 1:]
 
@@ -155,34 +181,38 @@ check_images_first = Exercise(
     cases=_sequence_first,
     explain=_letters,
     mistakes={
-        "right shape, wrong numbers: reshape keeps the order in memory and only cuts it anew, so patches of "
-        "all images are mixed: use permute": _reshaped,
-        "right shape, wrong numbers: images and blocks still have to change places by a permute, not by a "
-        "reshape": _half_reshaped,
-        "right shape, wrong numbers: the reshape comes first and mixes everything, so what you drop is not "
-        "the class token": _late_drop,
-        "the class token is still there: it is the first of the 1 + N tokens": lambda t: t.permute(
+        "The shape is right, but the numbers are wrong: reshape keeps the order in memory "
+        "and only divides it differently, so patches of all images are mixed. Use "
+        "permute.": _reshaped,
+        "The shape is right, but the numbers are wrong: images and blocks must change places by a "
+        "permute, not by a reshape.": _half_reshaped,
+        "The shape is right, but the numbers are wrong: your reshape comes first and mixes everything, so "
+        "the token that you drop is not the class token.": _late_drop,
+        "The class token is still there: it is the first of the 1 + N tokens.": lambda t: t.permute(
             2, 0, 1, 3
         ),
-        "you drop the last patch: the class token comes *first*": lambda t: t[:, :-1].permute(2, 0, 1, 3),
-        "you drop the first *block*: tokens are axis 1 here, so [:, 1:]": lambda t: t[1:].permute(2, 0, 1, 3),
-        "you drop the first *image*: tokens are axis 1 of what you are given, before the permute": (
+        "You drop the last patch. The class token is the first token.": lambda t: t[:, :-1].permute(
+            2, 0, 1, 3
+        ),
+        "You drop the first block. Tokens are axis 1 here, so write [:, 1:].": lambda t: t[1:].permute(
+            2, 0, 1, 3
+        ),
+        "You drop the first image. Tokens are axis 1 of the input, before the permute.": (
             lambda t: t[:, :, 1:].permute(2, 0, 1, 3)
         ),
-        "patches and blocks are swapped: [B, N, L, C] is what you return, [B, L, N, C] is asked": (
+        "Patches and blocks are exchanged: you return [B, N, L, C], but [B, L, N, C] is expected.": (
             lambda t: t[:, 1:].permute(2, 1, 0, 3)
         ),
-        "the blocks still come first: [L, B, N, C] is what you return, [B, L, N, C] is asked": (
+        "The blocks still come first: you return [L, B, N, C], but [B, L, N, C] is expected.": (
             lambda t: t[:, 1:].permute(0, 2, 1, 3)
         ),
-        "nothing has changed places yet: [L, N, B, C] is what you return, [B, L, N, C] is asked": (
+        "No axis has changed its place yet: you return [L, N, B, C], but [B, L, N, C] is expected.": (
             lambda t: t[:, 1:]
         ),
-        "you say where each old axis goes, but permute asks the other way round: for each new axis, which "
-        "old one it is. [N, C, L, B] is what you return; B (old axis 2) comes first: permute(2, 0, 1, 3)": (
-            lambda t: t[:, 1:].permute(1, 3, 0, 2)
-        ),
-        "you permute the inverse way: permute lists, for each new axis, which old one it is, so B (old axis "
-        "2) comes first: permute(2, 0, 1, 3)": lambda t: t[:, 1:].permute(1, 2, 0, 3),
+        "You list where each old axis goes. permute asks the opposite: for each new axis, which old "
+        "axis it is. You return [N, C, L, B]. B is the old axis 2 and comes first: permute(2, 0, 1, "
+        "3).": (lambda t: t[:, 1:].permute(1, 3, 0, 2)),
+        "You permute the inverse way. permute lists, for each new axis, which old axis it is. B is the "
+        "old axis 2 and comes first: permute(2, 0, 1, 3).": lambda t: t[:, 1:].permute(1, 2, 0, 3),
     },
 )

@@ -9,7 +9,8 @@ from inctrl_lite.checks.engine import Exercise
 
 
 def _pool(seed: int) -> tuple[list[str], str, int, int]:
-    names = [f"nut/{i:02}" for i in range(6 + seed % 3)]
+    order = np.random.default_rng(100 + seed).permutation(6 + seed % 3)  # not sorted: the order matters
+    names = [f"nut/{i:02}" for i in order]
     return names, names[seed], 4, seed
 
 
@@ -46,6 +47,10 @@ def _permuted(names, query, shots, seed):
     return [str(name) for name in np.random.default_rng(seed).permutation(_others(names, query))[:shots]]
 
 
+def _sorted_pool(names, query, shots, seed):
+    return sample_normals(sorted(names), query, shots, seed)
+
+
 def _from_a_set(names, query, shots, seed):
     others = list(set(names) - {query})
     return [others[i] for i in np.random.default_rng(seed).choice(len(others), shots, replace=False)]
@@ -72,21 +77,24 @@ def _old_numpy(names, query, shots, seed):
 
 
 def _unlike(case: tuple, result, right) -> str | None:
-    """What is wrong with a draw; a sound draw that is another one than the generator's is named so, too."""
+    """What is wrong with a draw. A valid draw that differs from the generator's gets a message of its own."""
     names, query, shots, _ = case
     if not isinstance(result, list | tuple | np.ndarray):
-        return f"returns a {type(result).__name__}: asked is a list of names, in the order of the draw"
+        return f"returns a {type(result).__name__}: a list of names in the order of the draw is expected"
     drawn = [str(name) for name in result]
     if not set(drawn) <= set(names):
-        return f"returns {drawn!r:.60}, which are no names of the pool: with the drawn indices, look names up"
+        return (
+            f"returns {drawn!r:.60}, which are not names of the pool: use the drawn indices to look up names"
+        )
     if query in drawn:
         return "draws the query itself: take it out of the pool first"
     if len(drawn) != shots or len(set(drawn)) != shots:
-        return f"returns {len(drawn)} names, {len(set(drawn))} of them different: asked are {shots} different"
+        return f"returns {len(drawn)} names ({len(set(drawn))} different), expected {shots} different ones"
     return (
-        "draws as many names as asked, all different, none the query; but they are others than those asked "
-        "for. Anybody should draw the same ones: keep the pool in its order, and call `choice` of "
-        "np.random.default_rng(seed) once, with replace=False"
+        f"draws {shots} different names without the query, but not those of the answer key: the first "
+        f"different one is {next(a for a, b in zip(drawn, right, strict=True) if a != b)!r}. Everybody must "
+        "draw the same names: keep the pool in its order, and call `choice` of np.random.default_rng(seed) "
+        "once, with replace=False"
     )
 
 
@@ -96,31 +104,33 @@ check_sample_normals = Exercise(
     number=6,
     explain=_unlike,
     mistakes={
-        "these are the first of a permutation, a draw as good, but another one: call `choice` of the "
-        "generator, once": _permuted,
-        "a set has no order of its own, so nobody else draws the same ones from it: keep the pool in the "
-        "order of `names`": _from_a_set,
-        "you return a set: asked is a list, in the order of the draw": lambda names, query, shots, seed: set(
+        "You sort the pool before the draw, so that others are drawn. Keep the pool in the order of "
+        "`names`.": (_sorted_pool),
+        "These are the first names of a permutation. That draw is as good, but it is another one: call "
+        "`choice` of the generator, once.": _permuted,
+        "A set has no fixed order, so nobody else can draw the same names from it. Keep the pool in the "
+        "order of `names`.": _from_a_set,
+        "You return a set. A list in the order of the draw is expected.": lambda names, query, shots, seed: (
+            set(sample_normals(names, query, shots, seed))
+        ),
+        "You sort the drawn names. Keep the order of the draw.": lambda names, query, shots, seed: sorted(
             sample_normals(names, query, shots, seed)
         ),
-        "you sort what was drawn: keep the order of the draw": lambda names, query, shots, seed: sorted(
-            sample_normals(names, query, shots, seed)
-        ),
-        "Python's `random` draws others than numpy's generator: use np.random.default_rng(seed)": (
+        "Python's `random` draws other names than numpy's generator: use np.random.default_rng(seed).": (
             lambda names, query, shots, seed: random.Random(seed).sample(_others(names, query), shots)
         ),
-        "numpy's old generator draws others than the new one: use np.random.default_rng(seed)": _old_numpy,
-        "you draw one name at a time until there are enough: take the query out first, then call `choice` "
-        "once for all of them": _one_by_one,
-        "you draw one name at a time from what is left: call `choice` once for all of them, with "
-        "replace=False": _shrinking,
-        "the query itself may be drawn: it would find itself among the prompts and look perfectly normal. "
-        "Take it out of the pool first": _with_query,
-        "the same image may be drawn twice: choose without replacement (replace=False)": _with_repeats,
-        "this is always the first images, whatever the seed: draw them": _always_the_first,
-        "you draw first and drop the query afterwards: then some episodes have fewer than K prompts": (
-            _removed_afterwards
-        ),
+        "numpy's old generator draws other names than the new one: use "
+        "np.random.default_rng(seed).": _old_numpy,
+        "You draw one name at a time until there are enough. Take the query out first, then call `choice` "
+        "once for all names.": _one_by_one,
+        "You draw one name at a time from the rest of the pool. Call `choice` once for all names, with "
+        "replace=False.": _shrinking,
+        "The query itself can be drawn. It would then find an exact copy of itself in the support set and "
+        "look perfectly normal. Take it out of the pool first.": _with_query,
+        "The same image can be drawn twice: choose without replacement (replace=False).": _with_repeats,
+        "These are always the first images, whatever the seed is. Draw them at random.": _always_the_first,
+        "You draw first and remove the query afterwards, so that some episodes have fewer than K normal "
+        "images.": (_removed_afterwards),
     },
 )
 
@@ -134,10 +144,10 @@ def _splits(seed: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     train, test = ({f"{part}/{i}": [next(values) for _ in range(5)] for i in range(6)} for part in PARTS)
     if seed:  # the first case is clean
         first, second, third, fourth = (train[f"train/{i}"] for i in range(4))
-        test["test/5"] = list(fourth)  # two leaks, and their names are not met in sorted order
+        test["test/5"] = list(fourth)  # two leaks, whose names do not come in sorted order
         test["test/2"] = list(second)
         test["test/1"] = list(test["test/0"])  # twice in the test split: no leak
-        # what looks like a training image if one does not compare all pixels in their order
+        # looks like a training image unless all pixels are compared in their order
         test["test/4"] = [first[0], next(values), first[2], next(values), first[4]]
         test["test/3"] = [third[0], third[2], third[1], *third[3:]]
         test["test/6"] = [third[0] + 1, third[1], third[2] - 1, *third[3:]]
@@ -165,12 +175,12 @@ def _first_pixel(train, test):
     return sorted(n for n, pixels in test.items() if pixels[0] in {q[0] for q in train.values()})
 
 
-def _alike(view: Callable) -> Callable:
-    """Leaks as found by somebody who compares only a view of the pixels."""
+def _alike(summary: Callable) -> Callable:
+    """Leaks as found by somebody who compares only a summary of the pixels."""
 
     def wrong(train, test):
-        seen = {view(pixels) for pixels in train.values()}
-        return sorted(name for name, pixels in test.items() if view(pixels) in seen)
+        seen = {summary(pixels) for pixels in train.values()}
+        return sorted(name for name, pixels in test.items() if summary(pixels) in seen)
 
     return wrong
 
@@ -188,12 +198,13 @@ def _training_names(train, test):
 def _misjudged(case: tuple, result, right: list[str]) -> str | None:
     """Which test image is judged wrongly, with its pixels."""
     if not isinstance(result, list | tuple):
-        return f"returns a {type(result).__name__}: asked is a list of names"
+        return f"returns a {type(result).__name__}: a list of names is expected"
     _, test = case
     for name in test:
         if (name in result) != (name in right):
-            verdict = "is in training, pixel by pixel, and is not" if name in right else "is not in training"
-            return f"{name} ({test[name]}) {verdict}{' reported' if name in right else ', and is reported'}"
+            if name in right:
+                return f"{name} ({test[name]}) has the same pixels as a training image, but is not reported"
+            return f"{name} ({test[name]}) is not among the training images, but is reported"
     return f"returns {result!r:.100}, expected {right!r:.100}: each name once, in sorted order"
 
 
@@ -207,32 +218,37 @@ check_find_leaks = Exercise(
     inputs=_briefly,
     explain=_misjudged,
     mistakes={
-        "two pictures whose pixels have the same sum need not be the same: compare the pixels themselves": (
+        "Two pictures whose pixels have the same sum can differ. Compare the pixels themselves.": (
             _alike(sum)
         ),
-        "a set of pixels forgets their order, and how often each appears: compare tuple(pixels)": _alike(
+        "A set of pixels forgets their order and how often each value occurs. Compare tuple(pixels).": _alike(
             frozenset
         ),
-        "sorted pixels forget where each of them was: compare them in their order": _alike(
+        "Sorted pixels forget their positions. Compare the pixels in their order.": _alike(
             lambda pixels: tuple(sorted(pixels))
         ),
-        "two pictures that begin and end alike may differ in between: compare all pixels": _alike(
+        "Two pictures with equal first and last pixels can differ in between. Compare all pixels.": _alike(
             lambda pixels: (pixels[0], pixels[-1])
         ),
-        "you compare the first and the last pixel and the number of them: compare all pixels": _alike(
+        "You compare the first pixel, the last pixel and the number of pixels. Compare all pixels.": _alike(
             lambda pixels: (pixels[0], pixels[-1], len(pixels))
         ),
-        "two pictures with equally many pixels need not be the same: compare the pixels": _alike(len),
-        "you compare the largest pixels: compare all of them": _alike(max),
-        "the right names, but in the order in which they were met: sort them": lambda train, test: [
+        "Two pictures with the same number of pixels can differ. Compare the pixels.": _alike(len),
+        "You compare the largest pixels. Compare all of them.": _alike(max),
+        "The names are right, but in the order in which you found them. Sort them.": lambda train, test: [
             name for name in test if name in find_leaks(train, test)
         ],
-        "a set of names has no order: return a sorted list": lambda train, test: set(find_leaks(train, test)),
-        "each test image is compared with one training image only: look among all of them": _by_position,
-        "a list cannot be put into a set: make a tuple of the pixels first": _alike(lambda pixels: pixels),
-        "names say nothing here: the same picture may be stored under two. Compare the pixels": _same_names,
-        "you also report pictures that are twice in the test split: untidy, but no leak": _doubles_too,
-        "two pictures that begin with the same pixel are not the same: compare all pixels": _first_pixel,
-        "these are the training images' names: asked are those of the test images": _training_names,
+        "A set of names has no order: return a sorted list.": lambda train, test: set(
+            find_leaks(train, test)
+        ),
+        "You compare each test image with one training image only. Compare it with all of "
+        "them.": _by_position,
+        "A list cannot be put into a set: make a tuple of the pixels first.": _alike(lambda pixels: pixels),
+        "Names do not help, because the same picture can have two names. Compare the pixels.": _same_names,
+        "You also report pictures that occur twice in the test split. That is untidy, but no leak from "
+        "training.": _doubles_too,
+        "Two pictures with the same first pixel can differ. Compare all pixels.": _first_pixel,
+        "These are the names of the training images. The names of the test images are "
+        "expected.": _training_names,
     },
 )

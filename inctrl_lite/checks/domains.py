@@ -21,7 +21,7 @@ def _draws(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def paired_interval(
     labels: np.ndarray, ours: np.ndarray, rival: np.ndarray, picks: np.ndarray
 ) -> tuple[float, float]:
-    """95 % interval of the difference of two AUROCs; both are computed on the same drawn images."""
+    """95 % interval of the difference of two AUROCs, both computed on the same drawn images."""
     gaps = [auroc(labels[p], ours[p]) - auroc(labels[p], rival[p]) for p in picks]
     low, high = np.quantile(gaps, [0.025, 0.975])
     return float(low), float(high)
@@ -54,28 +54,30 @@ def _around_zero(labels, ours, rival, picks) -> tuple[float, float]:
 check_paired_interval = Exercise(
     solution=paired_interval,
     cases=_draws,
+    parts=("lower end", "upper end"),
     mistakes={
-        "each method is drawn other images in your answer: take the same draw for both, then subtract": (
+        "You draw other images for each method. Use the same draw for both, then subtract.": (
             lambda y, a, b, p: _ends(_values(y, a, p) - _values(y, b, p[::-1]))
         ),
-        "you subtract the ends of two intervals crosswise: subtract first, draw by draw, then look": (
-            _separate
-        ),
-        "you subtract the ends of two intervals: subtract first, draw by draw, then look": _end_by_end,
-        "the difference is ours minus the rival's, so that above 0 is good news": lambda y, a, b, p: _ends(
+        "You subtract the lower end of one interval from the upper end of the other. Subtract first, draw "
+        "by draw, and then take the quantiles.": (_separate),
+        "You subtract the ends of two intervals. Subtract first, draw by draw, and then take the "
+        "quantiles.": _end_by_end,
+        "The sign is wrong: the difference is ours minus the rival's.": lambda y, a, b, p: _ends(
             _values(y, b, p) - _values(y, a, p)
         ),
-        "this is the range of all draws: 95 % leaves 2.5 % out at each end": lambda y, a, b, p: (
+        "This is the range of all draws. An interval of 95 % leaves out 2.5 % at each "
+        "end.": lambda y, a, b, p: (
             float((_values(y, a, p) - _values(y, b, p)).min()),
             float((_values(y, a, p) - _values(y, b, p)).max()),
         ),
-        "5 % are left out at each end in your answer: 95 % leaves 2.5 % at each": lambda y, a, b, p: tuple(
+        "You leave out 5 % at each end. An interval of 95 % leaves out 2.5 % at each "
+        "end.": lambda y, a, b, p: tuple(
             float(v) for v in np.quantile(_values(y, a, p) - _values(y, b, p), [0.05, 0.95])
         ),
-        "your interval lies around 0: do not subtract the mean of the differences": _around_zero,
-        "the labels are not drawn along with the scores: index all three alike": lambda y, a, b, p: _ends(
-            np.array([auroc(y, a[q]) - auroc(y, b[q]) for q in p])
-        ),
+        "Your interval lies around 0. Do not subtract the mean of the differences.": _around_zero,
+        "You do not draw the labels together with the scores. Use the same indices for all "
+        "three.": lambda y, a, b, p: _ends(np.array([auroc(y, a[q]) - auroc(y, b[q]) for q in p])),
     },
 )
 
@@ -117,35 +119,37 @@ check_margins = Exercise(
     solution=margins,
     cases=_table,
     mistakes={
-        "ours is among the rivals in your answer: leave its column out before you look for the best": (
+        "Our method is among the rivals in your answer. Remove its column before you look for the best "
+        "rival.": (
             lambda t, o: {
                 "one rival": float((t[o] - t[t.mean().idxmax()]).mean()),
                 "each best": float((t[o] - t.max(axis=1)).mean()),
                 "ahead": float((t[o] > t.max(axis=1)).mean()),
             }
         ),
-        '"one rival": choose by the mean over the data sets, not by the largest single cell': _changed(
+        '"one rival": choose the rival by its mean over the data sets, not by its largest single '
+        "value.": _changed(
             **{"one rival": lambda t, o: (t[o] - _rivals(t, o)[_rivals(t, o).max().idxmax()]).mean()}
         ),
-        '"one rival" is the weakest on average: take the strongest': _changed(
+        '"one rival" is the weakest on average. Take the strongest.': _changed(
             **{"one rival": lambda t, o: (t[o] - _rivals(t, o)[_rivals(t, o).mean().idxmin()]).mean()}
         ),
-        '"one rival" is the mean of all rivals: pick one of them': _changed(
+        '"one rival" is the mean of all rivals. Choose one of them.': _changed(
             **{"one rival": lambda t, o: (t[o] - _rivals(t, o).mean(axis=1)).mean()}
         ),
-        '"each best": the best rival changes from row to row, so take the maximum of each row': _changed(
+        '"each best": the best rival differs from row to row, so take the maximum of each row.': _changed(
             **{"each best": lambda t, o: (t[o] - _rivals(t, o)[_rivals(t, o).mean().idxmax()]).mean()}
         ),
-        '"ahead" is a share between 0 and 1, not a count': _changed(
+        '"ahead" is a share between 0 and 1, not a count.': _changed(
             ahead=lambda t, o: (t[o] > _rivals(t, o).max(axis=1)).sum()
         ),
-        '"ahead": of *all* rivals, not of one of them': _changed(
+        '"ahead": compare with all rivals, not with one of them.': _changed(
             ahead=lambda t, o: (t[o] > _rivals(t, o)[_rivals(t, o).mean().idxmax()]).mean()
         ),
-        '"ahead" of all rivals: level with the best of them is not ahead': _changed(
+        '"ahead": a tie with the best rival does not count as ahead.': _changed(
             ahead=lambda t, o: (t[o] >= _rivals(t, o).max(axis=1)).mean()
         ),
-        "the sign is turned round: ours minus the rival's": lambda t, o: {
+        "The sign is wrong: ours minus the rival's.": lambda t, o: {
             k: -v if k != "ahead" else v for k, v in margins(t, o).items()
         },
     },

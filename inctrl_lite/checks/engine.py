@@ -1,8 +1,8 @@
 """How exercises are checked: random cases against the answer key, and known mistakes recognised.
 
-An answer that equals what a known mistake produces gets the hint for that mistake; any other wrong answer is
-told where it differs. An exercise that nobody has attempted yet stops nothing: the notebook goes on with the
-library's function.
+An answer that equals the result of a known mistake gets the hint for that mistake. Any other wrong answer is
+told the first value that differs. An exercise that was not attempted stops nothing: the notebook continues
+with the library's function.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from inctrl_lite.tensors import TensorRecord
 
 STRICT = "INCTRL_LITE_STRICT"  # set to 1, an exercise that was not attempted is a failure too
 
@@ -29,31 +32,40 @@ class CheckFailed(AssertionError):
         return [f"✗ {self}"]
 
 
+def _call(answer: Callable, *arguments: Any) -> Any:
+    return answer(*arguments)
+
+
 @dataclass(frozen=True, eq=False)
 class Exercise:
     """An exercise with its answer key. Calling it checks a student's function.
 
     Attributes:
-        solution: the answer key; has the name of the stub in the notebook, whose place it takes in a solved
+        solution: the answer key. It has the name of the stub in the notebook, which it replaces in a solved
             notebook.
-        cases: seed -> arguments of a random case. Sizes should differ from each other, so that a mixed-up
-            axis shows.
+        cases: seed -> arguments of a random case. Sizes should differ from each other, so that mixed-up axes
+            give a wrong shape.
         mistakes: hint -> what somebody who makes this mistake would write.
-        library: what the notebook goes on with if nothing was attempted; None: the solution.
+        library: what the notebook continues with if nothing was attempted; None: the solution.
         run: how to use an answer that is no plain function (a class), given the answer and the arguments.
-        inputs: a case in words, where a student's function gets something else than the case itself.
-        explain: case, result, right result -> in words what is wrong with an answer that no known mistake
-            gives; None: nothing better to say than where the numbers differ.
+        inputs: describes a case in words, where a student's function gets something else than the case.
+        explain: (case, result, right result) -> what is wrong with an answer that no known mistake gives;
+            None: only the first value that differs is shown.
+        parts: names of the parts of a tuple that the function returns.
+        forbidden: functions that the task forbids; a call of one of them is not accepted.
         tolerance: largest absolute difference that counts as equal.
+        number: random cases.
     """
 
     solution: Callable
     cases: Callable[[int], tuple]
     mistakes: Mapping[str, Callable] = field(default_factory=dict)
     library: Callable | None = None
-    run: Callable = lambda answer, *arguments: answer(*arguments)
+    run: Callable = _call
     inputs: Callable[..., str] | None = None
     explain: Callable[[tuple, Any, Any], str | None] = lambda case, result, right: None
+    parts: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
     tolerance: float = 1e-5
     number: int = 4
 
@@ -62,7 +74,10 @@ class Exercise:
         return self.solution.__name__
 
     def __call__(self, answer: Callable) -> Callable:
-        """Check an answer; returns what the notebook should go on with.
+        """Check an answer; returns what the notebook should continue with.
+
+        A right answer in another form (a list or an array where the answer key gives a tensor) is accepted.
+        What is returned then converts its results, so that the rest of the notebook can use them.
 
         Raises:
             CheckFailed: the answer is wrong (the message names the likely mistake), or, with
@@ -70,7 +85,7 @@ class Exercise:
         """
         cases = [self.cases(seed) for seed in range(self.number)]
         expected = [self.run(self.solution, *deepcopy(case)) for case in cases]
-        results = []
+        results: list[Any] = []
         for case in cases:
             given = deepcopy(case)
             try:
@@ -81,22 +96,26 @@ class Exercise:
                 raise CheckFailed(self._raised(cases, results, error)) from error
             if not same(list(given), list(case), 0.0):
                 raise CheckFailed(f"{self.name} changes its arguments in place: work on copies")
-        if same(results, expected, self.tolerance):
-            print(f"✓ {self.name}: right on {self.number} random cases")
+        if not same(results, expected, self.tolerance):
+            raise CheckFailed(self._diagnose(cases, results, expected))
+        if used := sorted(set(self.forbidden) & _names(answer)):
+            raise CheckFailed(f"{self.name} calls {used[0]}: write the computation yourself")
+        print(f"✓ {self.name}: right on {self.number} random cases")
+        if self.run is not _call or all(map(_has_form, results, expected)):
             return answer
-        raise CheckFailed(self._diagnose(cases, results, expected))
+        return _converted(answer, expected[0])
 
     def _not_attempted(self) -> Callable:
         if os.environ.get(STRICT) == "1":
             raise CheckFailed(f"{self.name} was not attempted")
-        print(f"○ {self.name}: not attempted yet; the notebook goes on with the library's")
+        print(f"○ {self.name}: not attempted yet; the notebook continues with the library's function")
         return self.library or self.solution
 
     def _raised(self, cases: list[tuple], results: list, error: Exception) -> str:
         """What an answer raised, behind the hint of a known mistake that raises the same."""
         case, hint = cases[len(results)], ""
         for known, wrong in self.mistakes.items():
-            produced = []
+            produced: list[Any] = []
             try:
                 for one in cases:
                     produced.append(self.run(wrong, *deepcopy(one)))
@@ -130,18 +149,33 @@ class Exercise:
             if not same(row[1], row[2], self.tolerance)
         )
         said = None if result is None else self.explain(case, result, right)
-        return f"{self.name}: {said or difference(result, right)}\n  with {self._describe(case)}"
+        said = said or difference(result, right, self.tolerance, self.parts)
+        return f"{self.name}: {said}\n  with {self._describe(case)}"
+
+
+def _names(answer: Callable) -> set[str]:
+    """Names that a student's function uses; none for functions of the library."""
+    if getattr(answer, "__module__", "").startswith("inctrl_lite."):
+        return set()
+    code = getattr(answer, "__code__", None)
+    used = {*code.co_names, *code.co_freevars} if code else set()
+    return used | {getattr(answer, "__name__", "")}
+
+
+# --- results of any form -----------------------------------------------------------------------------
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
     """Whether two results are equal: numbers and arrays up to `tolerance`, containers part by part.
 
-    An array or tensor `a` will do where `b` is a tuple or list of as many parts.
+    Lists, tuples, arrays and tensors with the same numbers are equal.
     """
     if isinstance(b, list | tuple) and isinstance(a, np.ndarray | Tensor) and a.ndim:
         a = list(a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, TensorRecord) and isinstance(b, TensorRecord):
+        a, b = vars(a), vars(b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key], tolerance) for key in a)
     one, other = _array(a), _array(b)
@@ -152,10 +186,15 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """A number, tensor, array or table as an array of floats; None for anything else."""
+    """Numbers in any form as an array of floats; None for anything else."""
     if isinstance(value, Tensor):
         return value.detach().cpu().double().numpy()
-    if isinstance(value, bool | int | float | np.ndarray | np.generic | pd.DataFrame):
+    if isinstance(value, list | tuple):
+        parts = [_array(part) for part in value]
+        arrays = [part for part in parts if part is not None]
+        fits = arrays and len(arrays) == len(parts) and len({part.shape for part in arrays}) == 1
+        return np.stack(arrays) if fits else None
+    if isinstance(value, bool | int | float | np.ndarray | np.generic | pd.Series | pd.DataFrame):
         try:
             return np.asarray(value, np.float64)
         except (TypeError, ValueError):
@@ -163,18 +202,62 @@ def _array(value: Any) -> np.ndarray | None:
     return None
 
 
-def difference(result: Any, right: Any) -> str:
-    """In words, how a result differs from the right one."""
-    one, other = _array(result), _array(right)
+def _has_form(result: Any, right: Any) -> bool:
+    """Whether a result has the types of the answer key's."""
+    if isinstance(right, tuple):
+        parts = isinstance(result, tuple) and len(result) == len(right)
+        return parts and all(map(_has_form, result, right))
+    if isinstance(right, Tensor):
+        return isinstance(result, Tensor) and result.dtype == right.dtype
+    return isinstance(result, type(right)) or not isinstance(right, np.ndarray | bool | int | float)
+
+
+def _converted(answer: Callable, right: Any) -> Callable:
+    """The answer, whose results have the form of `right`."""
+
+    @wraps(answer)
+    def convert(*arguments: Any, **named: Any) -> Any:
+        return as_form(answer(*arguments, **named), right)
+
+    return convert
+
+
+def as_form(result: Any, right: Any) -> Any:
+    """A right result in the form of the answer key's: tensor, array, number, or a tuple of them."""
+    if isinstance(right, tuple):
+        return tuple(as_form(part, one) for part, one in zip(result, right, strict=True))
+    values = None if type(result) is type(right) else _array(result)
+    if values is None:
+        return result.to(right.dtype) if isinstance(result, Tensor) and isinstance(right, Tensor) else result
+    if isinstance(right, Tensor):
+        return torch.as_tensor(values).to(right.dtype)
+    if isinstance(right, np.ndarray):
+        return values
+    return type(right)(values) if isinstance(right, bool | int | float) else result
+
+
+def difference(result: Any, right: Any, tolerance: float = 1e-5, parts: Sequence[str] = ()) -> str:
+    """In words, the first value in which a result differs from the right one."""
     if result is None:
         return "returns None: is a `return` missing?"
+    if isinstance(result, dict) and isinstance(right, dict):
+        if result.keys() != right.keys():
+            return f"returns the keys {', '.join(map(str, result))}; expected {', '.join(map(str, right))}"
+        key = next(key for key in right if not same(result[key], right[key], tolerance))
+        return f"for the key {key!r}, {difference(result[key], right[key], tolerance)}"
+    if isinstance(right, list | tuple) and parts and hasattr(result, "__len__") and len(result) == len(right):
+        i = next(i for i in range(len(right)) if not same(result[i], right[i], tolerance))
+        return f"for the {parts[i]}, {difference(result[i], right[i], tolerance)}"
+    one, other = _array(result), _array(right)
     if one is None or other is None:
         return f"returns {result!r:.200}, expected {right!r:.200}"
     if one.shape != other.shape:
         return f"returns shape {list(one.shape)}, expected {list(other.shape)}"
-    worst = np.unravel_index(int(np.abs(np.nan_to_num(one - other, nan=np.inf)).argmax()), one.shape)
-    at = f" at {[int(i) for i in worst]}" if one.shape else ""
-    return f"returns {one[worst]:.6g}{at}, expected {other[worst]:.6g}"
+    wrong = ~np.isclose(one, other, rtol=0, atol=tolerance, equal_nan=True)
+    first = np.unravel_index(int(wrong.argmax()), one.shape)
+    at = f" at {[int(i) for i in first]}" if one.shape else ""
+    count = f" ({wrong.sum()} of {wrong.size} values differ)" if one.shape else ""
+    return f"returns {one[first]:.6g}{at}, expected {other[first]:.6g}{count}"
 
 
 def describe(arguments: Sequence[Any], names: Sequence[str] | None = None) -> str:

@@ -39,27 +39,29 @@ check_auroc = Exercise(
     solution=auroc,
     library=library_auroc,
     cases=_tied,
+    forbidden=("roc_auc_score", "roc_curve", "auc", "mannwhitneyu", "rankdata"),
     mistakes={
-        "a tie counts for nothing in your answer: it counts half, as much as guessing": lambda y, s: float(
+        "A tie counts nothing in your answer. It counts 1/2.": lambda y, s: float(
             (_difference(y, s) > 0).mean()
         ),
-        "a tie counts as a win in your answer: it counts half": lambda y, s: float(
+        "A tie counts as a win in your answer. It counts 1/2.": lambda y, s: float(
             (_difference(y, s) >= 0).mean()
         ),
-        "ties are left out of your answer: they count half, and are pairs like any other": lambda y, s: float(
+        "You leave ties out. They count 1/2, and they are pairs like any other.": lambda y, s: float(
             (_difference(y, s) > 0).sum() / (_difference(y, s) != 0).sum()
         ),
-        "upside down: a pair is won if the *anomalous* image scores higher": lambda y, s: 1 - auroc(y, s),
-        "you compare the first with the first, the second with the second: every anomalous image meets "
-        "*every* normal one": _side_by_side,
-        "you divide by the wrong number of pairs: normal images times anomalous images": _every_pair,
-        "you count wins but do not divide by the number of pairs": lambda y, s: (
+        "This is the wrong way round: a pair is won if the anomalous image has the higher "
+        "score.": lambda y, s: 1 - auroc(y, s),
+        "You compare the first with the first and the second with the second. Compare every anomalous "
+        "image with every normal one.": _side_by_side,
+        "You divide by the wrong number of pairs. It is the number of normal images times the number of "
+        "anomalous images.": _every_pair,
+        "You count the wins but do not divide by the number of pairs.": lambda y, s: (
             auroc(y, s) * float((y == 0).sum() * (y == 1).sum())
         ),
-        "a lost pair counts -1 in your answer, and a tie 0: count a lost pair 0, a tie 1/2 and a win 1": (
-            lambda y, s: float(np.sign(_difference(y, s)).mean())
-        ),
-        "this is accuracy at a threshold of 0.5: no threshold is needed here, only the order": (
+        "A lost pair counts -1 in your answer, and a tie 0. Count 0 for a lost pair, 1/2 for a tie and 1 "
+        "for a win.": (lambda y, s: float(np.sign(_difference(y, s)).mean())),
+        "This is the accuracy at a threshold of 0.5. No threshold is needed here, only the order.": (
             lambda y, s: float(((s > 0.5) == y).mean())
         ),
     },
@@ -90,32 +92,33 @@ def _values(seed: int) -> tuple[np.ndarray, float]:
 check_seed_interval = Exercise(
     solution=seed_interval,
     cases=_values,
+    parts=("lower end", "upper end"),
     mistakes={
-        "the deviation divides by n in your answer: from a sample, divide by n - 1 (ddof=1)": lambda v, c: (
-            _around(v, _half(v, c) * np.sqrt(1 - 1 / len(v)))
+        "Your standard deviation divides by n. For a sample, divide by n - 1 (ddof=1).": lambda v, c: _around(
+            v, _half(v, c) * np.sqrt(1 - 1 / len(v))
         ),
-        "this is the range of single draws: the mean of n draws varies less, by the square root of n": (
+        "This is the range of single draws. The mean of n draws varies less, by the square root of n.": (
             lambda v, c: _around(v, _half(v, c) * np.sqrt(len(v)))
         ),
-        "you divide by n: the mean's deviation falls with the square root of n": lambda v, c: _around(
+        "You divide by n. The deviation of the mean falls with the square root of n.": lambda v, c: _around(
             v, _half(v, c) / np.sqrt(len(v))
         ),
-        "with so few draws the deviation itself is uncertain: take Student's t, n - 1 degrees of freedom, "
-        "not the normal distribution": lambda v, c: _around(
+        "With so few draws the deviation itself is uncertain. Use Student's t with n - 1 degrees of "
+        "freedom, not the normal distribution.": lambda v, c: _around(
             v, float(stats.norm.ppf((1 + c) / 2)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
-        "n values leave n - 1 degrees of freedom": lambda v, c: _around(
+        "n values leave n - 1 degrees of freedom.": lambda v, c: _around(
             v, float(stats.t.ppf((1 + c) / 2, len(v))) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
-        "what lies outside is shared by two tails: for level 0.95 look up 0.975": lambda v, c: _around(
+        "The two tails share what lies outside: for level 0.95 look up 0.975.": lambda v, c: _around(
             v, float(stats.t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
-        "this is mean plus and minus one deviation, whatever the level": lambda v, c: _around(
+        "This is the mean plus and minus one deviation, for every level.": lambda v, c: _around(
             v, float(np.std(v, ddof=1))
         ),
-        "these are quantiles of the single draws: asked is an interval of their *mean*, mean -/+ t * s / "
-        "sqrt(n)": lambda v, c: tuple(np.quantile(v, [(1 - c) / 2, (1 + c) / 2]).tolist()),
-        "mean and half width is what you return: asked are the two ends": lambda v, c: (
+        "These are quantiles of the single draws. The interval of their mean is expected: mean -/+ t * s "
+        "/ sqrt(n).": lambda v, c: tuple(np.quantile(v, [(1 - c) / 2, (1 + c) / 2]).tolist()),
+        "You return the mean and the half width. The two ends are expected.": lambda v, c: (
             float(np.mean(v)),
             _half(v, c),
         ),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from inctrl_lite.checks.engine import Exercise, difference, generator
-from inctrl_lite.model import Adapter as LibraryAdapter
+from inctrl_lite.heads import Adapter as LibraryAdapter
 
 # --- the adapter -------------------------------------------------------------------------------------
 
@@ -51,10 +51,11 @@ def _with_norm(width: int, reduction: int = 4) -> nn.Module:
     return nn.Sequential(down, nn.ReLU(), up, nn.ReLU(), nn.LayerNorm(width))
 
 
-def _with_learned_weights(answer: Callable, width: int, reduction: int, x: Tensor):
-    """Shapes of an adapter's parameters, and what it answers once each shape holds the same numbers.
+def _with_fixed_weights(answer: Callable, width: int, reduction: int, x: Tensor):
+    """Sizes of an adapter's parameters, and its output when they hold fixed numbers.
 
-    Parameters are found by their shapes, so that names and order are the student's.
+    Parameters are found by their shapes, so that a student may use other names, another order, plain
+    `nn.Parameter`s and transposed matrices.
     """
     module = answer(width, reduction)
     if not isinstance(module, nn.Module) or type(module).forward is nn.Module.forward:
@@ -62,14 +63,32 @@ def _with_learned_weights(answer: Callable, width: int, reduction: int, x: Tenso
     parameters = sorted(module.parameters(), key=lambda p: tuple(p.shape))
     if not parameters:
         raise TypeError("the adapter has no parameters")
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator(i)))
-        return [list(p.shape) for p in parameters], module.eval()(x)
+    sizes = sorted(sorted(p.shape) for p in parameters)
+    middle = width // reduction
+    fills = [[torch.randn(p.shape, generator=generator(i)) for i, p in enumerate(parameters)]]
+    g = generator(0)
+    down, up = torch.randn(middle, width, generator=g), torch.randn(width, middle, generator=g)
+    if sizes == [[middle, width]] * 2:  # which one is `down`? The output says it
+        orders = ((down, up), (up, down))
+        fills = [
+            [w if w.shape == p.shape else w.T for w, p in zip(order, parameters, strict=True)]
+            for order in orders
+        ]
+    wanted, outputs = ((x @ down.T).relu() @ up.T).relu(), []
+    for fill in fills:
+        with torch.no_grad():
+            for parameter, values in zip(parameters, fill, strict=True):
+                parameter.copy_(values)
+            outputs.append(module.eval()(x))
+    return sizes, min(outputs, key=lambda y: _distance(y, wanted))
+
+
+def _distance(output: Tensor, wanted: Tensor) -> float:
+    return (output - wanted).abs().max().item() if output.shape == wanted.shape else float("inf")
 
 
 class _Hidden(nn.Module):
-    """An adapter whose layers are kept where nobody finds their parameters."""
+    """An adapter whose layers are in a plain list, where nn.Module does not find their parameters."""
 
     def __init__(self, width: int, reduction: int = 4):
         super().__init__()
@@ -81,16 +100,16 @@ class _Hidden(nn.Module):
 
 
 def _not_an_adapter(case: tuple, result, right) -> str | None:
-    """Whether it is the matrices or the answer that differs."""
+    """Whether the matrices or the output are wrong."""
     width, reduction, x = case
     (shapes, answer), (right_shapes, right_answer) = result, right
     if shapes != right_shapes:
-        return f"holds parameters of shapes {shapes}, expected {right_shapes}"
-    return f"with the right parameters, forward {difference(answer, right_answer)}"
+        return f"has parameters of the sizes {shapes}, expected {right_shapes} (each sorted)"
+    return f"the parameters have the right sizes, but forward {difference(answer, right_answer)}"
 
 
 def _made_for(width: int, reduction: int, x: Tensor) -> str:
-    return f"Adapter({width}, {reduction}), called with embeddings {list(x.shape)}"
+    return f"Adapter({width}, {reduction}), called with embeddings of shape {list(x.shape)}"
 
 
 def _embeddings(seed: int) -> tuple[int, int, Tensor]:
@@ -103,42 +122,42 @@ check_Adapter = Exercise(
     solution=Adapter,
     library=LibraryAdapter,
     cases=_embeddings,
-    run=_with_learned_weights,
+    run=_with_fixed_weights,
     inputs=_made_for,
     explain=_not_an_adapter,
     mistakes={
-        "the middle always has 160 numbers, which is the paper's size: it is width // reduction": _wrong(
-            _right_forward, inner=lambda width, reduction: 160
-        ),
-        "nn.Module finds no parameters: layers in a plain list are hidden from it, and would never be "
-        "trained. Keep them as self.down and self.up, or in an nn.ModuleList": _Hidden,
-        "the linear layers have a bias: psi has none, so pass bias=False": _wrong(_right_forward, bias=True),
-        "the last ReLU is missing: there is one after each of the two layers": _wrong(
+        "The middle always has 160 numbers, which is the paper's size. Its width is width // "
+        "reduction.": _wrong(_right_forward, inner=lambda width, reduction: 160),
+        "nn.Module finds no parameters, because layers in a plain list are hidden from it. "
+        "They would never be trained. Keep them as self.down and self.up, or in an "
+        "nn.ModuleList.": _Hidden,
+        "The linear layers have a bias. Psi has none: pass bias=False.": _wrong(_right_forward, bias=True),
+        "The last ReLU is missing: there is one after each of the two layers.": _wrong(
             lambda m, x: m.up(m.down(x).relu())
         ),
-        "the first ReLU is missing: without it, the two layers are together one linear layer": _wrong(
+        "The first ReLU is missing. Without it, the two layers are together one linear layer.": _wrong(
             lambda m, x: m.up(m.down(x)).relu()
         ),
-        "both ReLUs are missing: this is one linear map": _wrong(lambda m, x: m.up(m.down(x))),
-        "there is a skip connection: psi gives back what the layers say, without adding its input": _wrong(
+        "Both ReLUs are missing, so this is one linear map.": _wrong(lambda m, x: m.up(m.down(x))),
+        "There is a skip connection. Psi does not add its input to its output.": _wrong(
             lambda m, x: x + _right_forward(m, x)
         ),
-        "there is a skip connection inside the last ReLU: psi does not add its input": _wrong(
+        "There is a skip connection inside the last ReLU. Psi does not add its input.": _wrong(
             lambda m, x: (x + m.up(m.down(x).relu())).relu()
         ),
-        "the width in the middle is `reduction` itself: it is width // reduction": _wrong(
+        "The width of the middle is `reduction` itself. It is width // reduction.": _wrong(
             _right_forward, inner=lambda width, reduction: reduction
         ),
-        "the width in the middle is always a quarter: use the argument `reduction`": _wrong(
+        "The width of the middle is always a quarter. Use the argument `reduction`.": _wrong(
             _right_forward, inner=lambda width, reduction: width // 4
         ),
-        "this widens: the middle has width // reduction numbers, not width * reduction": (
+        "The middle is wider than the input. It has width // reduction numbers, not width * reduction.": (
             _wrong(_right_forward, inner=lambda width, reduction: width * reduction)
         ),
-        "the layers do not narrow: the middle has width // reduction numbers": _wrong(
+        "The layers do not narrow. The middle has width // reduction numbers.": _wrong(
             _right_forward, inner=lambda width, reduction: width
         ),
-        "there is a norm: psi has none": _with_norm,
+        "There is a normalisation layer. Psi has none.": _with_norm,
     },
 )
 
@@ -146,18 +165,18 @@ check_Adapter = Exercise(
 # --- the residual ------------------------------------------------------------------------------------
 
 
-def adapted_residual(adapter, query: Tensor, prompt: Tensor) -> Tensor:
-    """Image residuals [B, D] of queries [B, D] against normal prompts [K, D] or [B, K, D]."""
-    return adapter(prompt).mean(-2) - adapter(query)
+def adapted_residual(adapter, query: Tensor, support: Tensor) -> Tensor:
+    """Image residuals [B, D] of queries [B, D] against normal images [K, D] or [B, K, D]."""
+    return adapter(support).mean(-2) - adapter(query)
 
 
 def _psi(down: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: ((x @ down.T).relu() @ up.T).relu()
 
 
-def _prompts(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _embedded(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     g = generator(seed)
-    # as many prompts as queries in one case: a mean over the wrong axis then has the right shape
+    # as many normal images as queries in one case: a mean over the wrong axis then has the right shape
     images, shots, width = ((3, 2), (4, 4), (2, 5), (3, 3))[seed] + (6,)
     shape = (images, shots, width) if seed % 2 else (shots, width)
     down, up = torch.randn(4, width, generator=g), torch.randn(width, 4, generator=g)
@@ -166,49 +185,47 @@ def _prompts(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 check_adapted_residual = Exercise(
     solution=adapted_residual,
-    cases=_prompts,
-    run=lambda answer, down, up, query, prompt: answer(_psi(down, up), query, prompt),
-    inputs=lambda down, up, query, prompt: (
-        f"a small adapter, query [B, D] = {list(query.shape)}, prompts {list(prompt.shape)}, that is "
-        + ("[K, D], shared by all" if prompt.ndim == 2 else "[B, K, D], K for each query")
+    cases=_embedded,
+    run=lambda answer, down, up, query, support: answer(_psi(down, up), query, support),
+    inputs=lambda down, up, query, support: (
+        f"a small adapter, query [B, D] = {list(query.shape)}, support {list(support.shape)}, which is "
+        + ("[K, D], shared by all queries" if support.ndim == 2 else "[B, K, D], K for each query")
     ),
     mistakes={
-        "the mean runs over axis 1. That is the K prompts in [B, K, D], but in [K, D] it is the D numbers: "
-        "count from the end, the prompts are axis -2 in both": lambda psi, q, p: psi(p).mean(1) - psi(q),
-        "the mean is taken before the adapter: adapt every prompt first, then average": (
+        "You average over axis 1. In [B, K, D] these are the K normal images, but in [K, D] "
+        "they are the D numbers. Count from the end: the normal images are axis -2 in both "
+        "forms.": lambda psi, q, p: psi(p).mean(1) - psi(q),
+        "You take the mean before the adapter. Adapt every normal image first, then average.": (
             lambda psi, q, p: psi(p.mean(-2)) - psi(q)
         ),
-        "the sign is the paper's, query minus prototype. We follow the public code: prototype minus query": (
-            lambda psi, q, p: psi(q) - psi(p).mean(-2)
-        ),
-        "the query is not adapted: it goes through the same adapter as the prompts": (
+        "You use the paper's sign, query minus prototype. We follow the public code: prototype minus "
+        "query.": (lambda psi, q, p: psi(q) - psi(p).mean(-2)),
+        "The query is not adapted. It passes through the same adapter as the normal images.": (
             lambda psi, q, p: psi(p).mean(-2) - q
         ),
-        "the prompts are not adapted: they go through the same adapter as the query": (
+        "The normal images are not adapted. They pass through the same adapter as the query.": (
             lambda psi, q, p: p.mean(-2) - psi(q)
         ),
-        "nothing is adapted": lambda psi, q, p: p.mean(-2) - q,
-        "you adapt the difference: adapt both sides, then subtract": lambda psi, q, p: psi(p.mean(-2) - q),
-        "the mean runs over the first axis. With one prompt per query, [B, K, D], that is the batch: the K "
-        "prompts are on the last axis but one, whichever form they come in": lambda psi, q, p: (
-            psi(p).mean(0) - psi(q)
-        ),
-        "the mean runs over the D numbers of an embedding: the K prompts are the last axis but one": (
+        "Nothing is adapted.": lambda psi, q, p: p.mean(-2) - q,
+        "You adapt the difference. Adapt both sides, then subtract.": lambda psi, q, p: psi(p.mean(-2) - q),
+        "You average over the first axis. With one support set for each query, [B, K, "
+        "D], that is the batch. The K normal images are the last axis but one in both "
+        "forms.": lambda psi, q, p: psi(p).mean(0) - psi(q),
+        "You average over the D numbers of an embedding. The K normal images are the last axis but one.": (
             lambda psi, q, p: psi(p).mean(-1).mean(-1, keepdim=True) - psi(q)
         ),
-        "you add up the prompts: take their mean, or K prompts are K times as far away": lambda psi, q, p: (
-            psi(p).sum(-2) - psi(q)
-        ),
-        "this is the difference to a single prompt: take the mean of all K": lambda psi, q, p: (
+        "You add the normal images. Take their mean; otherwise the residual grows with "
+        "K.": lambda psi, q, p: psi(p).sum(-2) - psi(q),
+        "This is the difference to a single normal image. Take the mean of all K.": lambda psi, q, p: (
             psi(p)[..., 0, :] - psi(q)
         ),
-        "you take the largest over the prompts, number by number: take their mean": lambda psi, q, p: (
+        "You take the maximum over the normal images, number by number. Take their mean.": lambda psi, q, p: (
             psi(p).amax(-2) - psi(q)
         ),
-        "you take the absolute value: the sign says in which direction a query differs, so keep it": (
+        "You take the absolute value. The sign says in which direction a query differs, so keep it.": (
             lambda psi, q, p: adapted_residual(psi, q, p).abs()
         ),
-        "the difference is adapted once more: it goes to the head as it is": lambda psi, q, p: psi(
+        "You adapt the difference once more. The head takes it as it is.": lambda psi, q, p: psi(
             adapted_residual(psi, q, p)
         ),
     },
@@ -284,9 +301,9 @@ def _only(counted: Callable[[str, Tensor], bool]) -> Callable[[nn.Module], dict[
 
 def _in_numbers(case: tuple, result, right: dict[str, int]) -> str | None:
     if not isinstance(result, dict):
-        return f"returns a {type(result).__name__}: asked is a dictionary with {', '.join(right)}"
+        return f"returns a {type(result).__name__}: a dictionary with {', '.join(right)} is expected"
     if result.keys() != right.keys():
-        return f"returns the keys {', '.join(map(str, result))}; asked are {', '.join(right)}"
+        return f"returns the keys {', '.join(map(str, result))}; expected {', '.join(right)}"
     return "; ".join(
         f"counts {result[kind]} numbers as {kind}, expected {right[kind]}"
         for kind in right
@@ -299,28 +316,28 @@ check_audit = Exercise(
     cases=lambda seed: (seed,),
     run=_audited,
     inputs=lambda seed: (
-        "a module after a backward pass: a frozen linear layer and norm, a head of four layers, a norm that "
-        "forward never uses, and two parameters of its own, one of which always gets a gradient of zero"
+        "a module after a backward pass: a frozen linear layer and BatchNorm, a head of four layers, a "
+        "BatchNorm that forward never uses, and two parameters of the module itself, one of which "
+        "always gets a gradient of zero"
     ),
     explain=_in_numbers,
     mistakes={
-        "only the parameters of its layers are counted: those that belong to the module itself are missing. "
-        "module.parameters() yields all": _only(lambda name, p: "." in name),
-        "only layers right below the module are counted, none of the layers inside of them: "
-        "module.parameters() yields all": _only(lambda name, p: name.count(".") == 1),
-        "dead parameters count as trained: requires_grad is only the wish; look whether a gradient arrived": (
-            lambda m: _count(m, lambda name, p: "trained" if p.requires_grad else "frozen")
-        ),
-        "frozen parameters count as dead: they have no gradient either, so ask for requires_grad first": (
+        "You count only the parameters of the layers. Those that belong to the module itself are missing: "
+        "module.parameters() yields all.": _only(lambda name, p: "." in name),
+        "You count only the layers directly below the module, and none of the layers inside them: "
+        "module.parameters() yields all.": _only(lambda name, p: name.count(".") == 1),
+        "Dead parameters count as trained. requires_grad only asks for a gradient: look whether one "
+        "arrived.": (lambda m: _count(m, lambda name, p: "trained" if p.requires_grad else "frozen")),
+        "Frozen parameters count as dead. They have no gradient either, so test requires_grad first.": (
             lambda m: _count(m, lambda name, p: "dead" if p.grad is None else "trained")
         ),
-        "frozen parameters count as trained": lambda m: _count(
+        "Frozen parameters count as trained.": lambda m: _count(
             m, lambda name, p: "trained" if not p.requires_grad else _kind(name, p)
         ),
-        "dead parameters count as frozen: nobody froze them, they are asked for a gradient and get none": (
+        "Dead parameters count as frozen. They are not frozen: a gradient is asked for, and none arrives.": (
             lambda m: _count(m, lambda name, p: "frozen" if p.grad is None else "trained")
         ),
-        "a gradient of zero is a gradient: dead are those whose .grad is None": lambda m: _count(
+        "A gradient of zero is a gradient. Parameters are dead if .grad is None.": lambda m: _count(
             m,
             lambda name, p: (
                 "frozen"
@@ -330,21 +347,21 @@ check_audit = Exercise(
                 else "dead"
             ),
         ),
-        "buffers are counted, such as BatchNorm's running mean: they are no parameters, no gradient is ever "
-        "meant for them": _with_buffers,
-        "you count tensors: asked are the numbers in them, parameter.numel()": lambda m: _count(
+        "You count buffers, such as the running mean of BatchNorm. They are not parameters and never get "
+        "a gradient.": _with_buffers,
+        "You count tensors. The numbers in them are expected: parameter.numel().": lambda m: _count(
             m, _kind, lambda p: 1
         ),
-        "only matrices are counted: biases and the scales of norms are parameters, too": _only(
+        "You count only matrices. Biases and the scales of normalisation layers are parameters, too.": _only(
             lambda name, p: p.ndim > 1
         ),
-        "only what is called weight is counted: biases and other parameters are missing": _only(
+        "You count only parameters that are called weight. Biases and other parameters are missing.": _only(
             lambda name, p: name.endswith("weight")
         ),
-        "only the module's own parameters are counted, none of its layers': leave out recurse=False": (
+        "You count only the parameters of the module itself, none of its layers: leave out recurse=False.": (
             _only(lambda name, p: "." not in name)
         ),
-        "you add up shapes: a matrix [a, b] holds a * b numbers": lambda m: _count(
+        "You add the sides of a shape. A matrix [a, b] holds a * b numbers.": lambda m: _count(
             m, _kind, lambda p: sum(p.shape)
         ),
     },

@@ -5,17 +5,18 @@ import math
 import numpy as np
 
 from inctrl_lite.checks.engine import Exercise
+from inctrl_lite.metrics import conformal_threshold
 
 
 def _scores(seed: int) -> tuple[np.ndarray, float]:
-    number, rate = ((20, 0.25), (27, 0.1), (34, 0.05), (48, 0.3))[seed]
+    number, rate = ((19, 0.25), (26, 0.1), (40, 0.05), (46, 0.3))[seed]
     return np.random.default_rng(seed).random(number), rate
 
 
 def threshold_at_rate(normal_scores: np.ndarray, rate: float) -> float:
-    """The smallest of the scores that at most a share `rate` of them exceed."""
-    allowed = int(rate * len(normal_scores))
-    return float(np.sort(normal_scores)[::-1][allowed])
+    """The r-th largest of n scores; r: the largest whole number with r / (n + 1) <= rate, at least 1."""
+    r = max(1, int(rate * (len(normal_scores) + 1)))
+    return float(np.sort(normal_scores)[::-1][r - 1])
 
 
 def _descending(scores: np.ndarray, index: int) -> float:
@@ -24,25 +25,35 @@ def _descending(scores: np.ndarray, index: int) -> float:
 
 check_threshold_at_rate = Exercise(
     solution=threshold_at_rate,
+    library=lambda normal_scores, rate: conformal_threshold(normal_scores, rate).threshold,
     cases=_scores,
     mistakes={
-        "np.quantile lies between two scores unless told otherwise, and may let one alarm too many through: "
-        "take one of the scores": lambda s, rate: float(np.quantile(s, 1 - rate)),
-        'for np.quantile n scores are n - 1 steps, so method="higher" can land on a score too large: '
-        "count the scores above it": lambda s, rate: float(np.quantile(s, 1 - rate, method="higher")),
-        "this cuts at the low end: alarms are the large scores": lambda s, rate: float(np.quantile(s, rate)),
-        "this is sorted from small to large: count the alarms from the largest score down": lambda s, rate: (
-            float(np.sort(s)[int(rate * len(s))])
+        "You let the share `rate` of these n scores lie above the threshold. A new image then exceeds it "
+        "with the probability (floor(rate * n) + 1) / (n + 1), which is more than the wanted rate. Use r "
+        "= floor(rate * (n + 1)).": lambda s, rate: _descending(s, int(rate * len(s))),
+        "Python counts from 0: the r-th largest score is at index r - 1.": lambda s, rate: _descending(
+            s, int(rate * (len(s) + 1))
         ),
-        "only scores above the threshold raise an alarm, one that equals it does not: you allow one alarm "
-        "fewer than you may": lambda s, rate: _descending(s, max(int(rate * len(s)) - 1, 0)),
-        "you round up the number of alarms, which is then more than the wanted share: round down": (
-            lambda s, rate: _descending(s, math.ceil(rate * len(s)))
+        "You use rate * n in place of rate * (n + 1): with the new image there are n + 1 ranks.": (
+            lambda s, rate: _descending(s, max(int(rate * len(s)), 1) - 1)
         ),
-        "one alarm too many: Python counts from 0": lambda s, rate: _descending(s, int(rate * len(s)) + 1),
-        "no normal image exceeds the largest score: this ignores the wanted rate": lambda s, rate: float(
-            s.max()
+        "You round r up, so that r / (n + 1) exceeds the wanted rate. Round down.": lambda s, rate: (
+            _descending(s, math.ceil(rate * (len(s) + 1)) - 1)
         ),
+        "np.quantile interpolates between two scores. Take one of the scores.": lambda s, rate: float(
+            np.quantile(s, 1 - rate)
+        ),
+        'np.quantile with method="higher" counts n - 1 steps between n scores, which gives another score. '
+        "Count the scores from the largest down.": lambda s, rate: float(
+            np.quantile(s, 1 - rate, method="higher")
+        ),
+        "This is the low end of the scores. Alarms are the large scores.": lambda s, rate: float(
+            np.quantile(s, rate)
+        ),
+        "You sort from small to large. Count from the largest score down.": lambda s, rate: float(
+            np.sort(s)[int(rate * (len(s) + 1)) - 1]
+        ),
+        "This is the largest score, whatever the wanted rate is.": lambda s, rate: float(s.max()),
     },
 )
 
@@ -56,22 +67,22 @@ check_normals_needed = Exercise(
     solution=normals_needed,
     cases=lambda seed: ((0.05, 0.95), (0.1, 0.9), (0.5, 0.75), (0.01, 0.99))[seed],
     mistakes={
-        "round up: with one image fewer the chance is still too large": lambda rate, confidence: int(
+        "Round up: with one image fewer the probability is still too large.": lambda rate, confidence: int(
             math.log(1 - confidence) / math.log(1 - rate)
         ),
-        "where the division comes out whole, that number is enough: round up, do not add 1": (
+        "If the division gives a whole number, that number is enough. Round up, but do not add 1.": (
             lambda rate, confidence: math.floor(math.log(1 - confidence) / math.log(1 - rate)) + 1
         ),
-        "after 1 / rate images you expect one alarm, but seeing none is still likely": (
+        "After 1 / rate images you expect one alarm, but no alarm is still likely.": (
             lambda rate, confidence: math.ceil(round(1 / rate, 6))
         ),
-        "the chance of n images without an alarm must fall to 1 - confidence, not to the confidence": (
+        "The probability of n images without an alarm must fall to 1 - confidence, not to the confidence.": (
             lambda rate, confidence: math.ceil(math.log(confidence) / math.log(1 - rate))
         ),
-        "the chance that an image raises no alarm is 1 - rate": lambda rate, confidence: math.ceil(
+        "The probability that an image raises no alarm is 1 - rate.": lambda rate, confidence: math.ceil(
             math.log(1 - confidence) / math.log(rate)
         ),
-        "that is the rule of three, a good guess at 95 %; asked is the exact number": (
+        "This is the rule of three, a good estimate at 95 %. The exact number is expected.": (
             lambda rate, confidence: math.ceil(round(3 / rate, 6))
         ),
     },

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from inctrl_lite.checks.engine import Exercise, difference, generator, same
-from inctrl_lite.residual import patch_residual_map
+from inctrl_lite.residual import stage_residual_map
 
 
 def slot_source(b: int, block: int, B: int, L: int) -> tuple[int, int]:
-    """(image, block) whose features stand in slot (b, block) once [L, B] was reshaped to [B, L]."""
+    """(image, block) whose features are in slot (b, block) after a reshape of [L, B] to [B, L]."""
     place = b * L + block
     return place % B, place // B
 
@@ -34,26 +34,24 @@ check_slot_source = Exercise(
     cases=lambda seed: ((3, 2), (4, 3), (5, 2), (16, 3))[seed],
     run=_all_slots,
     mistakes={
-        "this is what a permute gives, every slot its own features: a reshape only counts on": (
-            lambda b, block, B, L: (b, block)
-        ),
-        "the right two numbers, but swapped: first the image, then the block": lambda b, block, B, L: (
+        "This is the result of a permute, where every slot holds its own features. A reshape keeps the "
+        "order in memory.": (lambda b, block, B, L: (b, block)),
+        "The two numbers are right, but exchanged: first the image, then the block.": lambda b, block, B, L: (
             slot_source(b, block, B, L)[::-1]
         ),
-        "you say where the features of (b, block) go; asked is where those in slot (b, block) come from": (
-            _destination
-        ),
-        "one place too far: slot (0, 0) is place 0": _one_further,
-        "count from 0, as Python does: slot (0, 0) holds image 0, block 0": lambda b, block, B, L: tuple(
+        "You say where the features of (b, block) go. The exercise asks where the features in slot (b, "
+        "block) come from.": (_destination),
+        "You are one place too far: slot (0, 0) is place 0.": _one_further,
+        "Count from 0, as Python does: slot (0, 0) holds image 0, block 0.": lambda b, block, B, L: tuple(
             i + 1 for i in slot_source(b, block, B, L)
         ),
-        "a row of the new table has L slots, so b whole rows are b * L places": lambda b, block, B, L: (
+        "A row of the new table has L slots, so b whole rows are b * L places.": lambda b, block, B, L: (
             (b * B + block) % B,
             (b * B + block) // B,
         ),
-        "the image is right, but for the block you divided by the wrong length: a row of the *stack* has B "
-        "entries": lambda b, block, B, L: (slot_source(b, block, B, L)[0], b),
-        "the image is right, but the blocks get mixed up, too": lambda b, block, B, L: (
+        "The image is right, but for the block you divide by the wrong length: a row of the stack has B "
+        "entries.": lambda b, block, B, L: (slot_source(b, block, B, L)[0], b),
+        "The image is right, but the blocks are mixed up as well.": lambda b, block, B, L: (
             slot_source(b, block, B, L)[0],
             block,
         ),
@@ -64,49 +62,50 @@ check_slot_source = Exercise(
 # --- a test of one's own -----------------------------------------------------------------------------
 
 
-def largest_change(score: Callable, query: Tensor, prompt: Tensor) -> float:
+def largest_change(score: Callable, query: Tensor, support: Tensor) -> float:
     """Largest difference, over the images, between a score in the batch and the score alone."""
-    together = score(query, prompt)
-    alone = torch.cat([score(query[i : i + 1], prompt[i : i + 1]) for i in range(len(query))])
+    together = score(query, support)
+    alone = torch.cat([score(query[i : i + 1], support[i : i + 1]) for i in range(len(query))])
     return (together - alone).abs().max().item()
 
 
-def _right(query: Tensor, prompt: Tensor) -> Tensor:
-    if query.ndim != 4 or prompt.ndim != 5:
-        shapes = f"query {list(query.shape)}, prompt {list(prompt.shape)}"
+def _right(query: Tensor, support: Tensor) -> Tensor:
+    if query.ndim != 4 or support.ndim != 5:
+        shapes = f"query {list(query.shape)}, support {list(support.shape)}"
         raise ValueError(f"{shapes}: keep the axis of images, as in query[i : i + 1]")
-    return patch_residual_map(query, prompt).amax(1)
+    maps = [stage_residual_map(query[:, i], support[:, :, i]) for i in range(query.shape[1])]
+    return torch.stack(maps).mean(0).amax(1)
 
 
-def _reshaped(query: Tensor, prompt: Tensor) -> Tensor:
-    return _right(query.transpose(0, 1).reshape(query.shape), prompt)
+def _reshaped(query: Tensor, support: Tensor) -> Tensor:
+    return _right(query.transpose(0, 1).reshape(query.shape), support)
 
 
-def _prompts_of_the_first(query: Tensor, prompt: Tensor) -> Tensor:
-    return _right(query, prompt[:1].expand_as(prompt))
+def _support_of_the_first(query: Tensor, support: Tensor) -> Tensor:
+    return _right(query, support[:1].expand_as(support))
 
 
-def _relative_to_the_batch(query: Tensor, prompt: Tensor) -> Tensor:
-    scores = _right(query, prompt)
+def _relative_to_the_batch(query: Tensor, support: Tensor) -> Tensor:
+    scores = _right(query, support)
     return scores - scores.mean()
 
 
 def _scored(seed: int) -> tuple[Callable, Tensor, Tensor]:
     g, images = generator(seed), 4 + seed
-    score = (_right, _reshaped, _prompts_of_the_first, _relative_to_the_batch)[seed]
+    score = (_right, _reshaped, _support_of_the_first, _relative_to_the_batch)[seed]
     query = torch.randn(images, 3, 5, 4, generator=g)
     return score, query, torch.randn(images, 2, 3, 5, 4, generator=g)
 
 
-def _watched(answer: Callable, score: Callable, query: Tensor, prompt: Tensor) -> dict:
-    """What a test says, and what it looked at: tests that never fail can only be told apart by that."""
+def _watched(answer: Callable, score: Callable, query: Tensor, support: Tensor) -> dict:
+    """What a test says, and which batches it scored: only these distinguish tests that never fail."""
     sizes = []
 
-    def spied(query: Tensor, prompt: Tensor) -> Tensor:
+    def spied(query: Tensor, support: Tensor) -> Tensor:
         sizes.append(len(query))
-        return score(query, prompt)
+        return score(query, support)
 
-    change = answer(spied, query, prompt)
+    change = answer(spied, query, support)
     return {
         "largest change": change,
         "scores several images together": max(sizes, default=0) > 1,
@@ -114,48 +113,48 @@ def _watched(answer: Callable, score: Callable, query: Tensor, prompt: Tensor) -
     }
 
 
-def _alone(score: Callable, query: Tensor, prompt: Tensor) -> Tensor:
-    return torch.cat([score(q[None], p[None]) for q, p in zip(query, prompt, strict=True)])
+def _alone(score: Callable, query: Tensor, support: Tensor) -> Tensor:
+    return torch.cat([score(q[None], p[None]) for q, p in zip(query, support, strict=True)])
 
 
-def _changes(score: Callable, query: Tensor, prompt: Tensor) -> Tensor:
-    return score(query, prompt) - _alone(score, query, prompt)
+def _changes(score: Callable, query: Tensor, support: Tensor) -> Tensor:
+    return score(query, support) - _alone(score, query, support)
 
 
 def _largest(changes: Tensor) -> float:
     return changes.abs().max().item()
 
 
-def _reversed(score: Callable, query: Tensor, prompt: Tensor) -> float:
-    return _largest(score(query, prompt) - score(query.flip(0), prompt.flip(0)).flip(0))
+def _reversed(score: Callable, query: Tensor, support: Tensor) -> float:
+    return _largest(score(query, support) - score(query.flip(0), support.flip(0)).flip(0))
 
 
-def _halves(score: Callable, query: Tensor, prompt: Tensor) -> float:
+def _halves(score: Callable, query: Tensor, support: Tensor) -> float:
     half = len(query) // 2
-    parts = [score(q, p) for q, p in zip(query.split(half), prompt.split(half), strict=True)]
-    return _largest(score(query, prompt) - torch.cat(parts))
+    parts = [score(q, p) for q, p in zip(query.split(half), support.split(half), strict=True)]
+    return _largest(score(query, support) - torch.cat(parts))
 
 
-def _prompts_of_one(score: Callable, query: Tensor, prompt: Tensor) -> float:
-    return _largest(score(query, prompt) - torch.cat([score(q[None], prompt[:1]) for q in query]))
+def _support_of_one(score: Callable, query: Tensor, support: Tensor) -> float:
+    return _largest(score(query, support) - torch.cat([score(q[None], support[:1]) for q in query]))
 
 
-def _shuffled(score: Callable, query: Tensor, prompt: Tensor) -> float:
+def _shuffled(score: Callable, query: Tensor, support: Tensor) -> float:
     order = torch.randperm(len(query), generator=generator(7))
-    return _largest(score(query, prompt)[order] - score(query[order], prompt[order]))
+    return _largest(score(query, support)[order] - score(query[order], support[order]))
 
 
 NEVER_TOGETHER = (
-    "your test scores single images only, and the defect needs batch mates: score the whole batch, too"
+    "Your test scores single images only, and the defect needs batch mates: score the whole batch as well."
 )
 NEVER_ALONE = (
-    "score each image in a batch of ONE, query[i : i + 1] with prompt[i : i + 1]: in a shuffled or doubled "
-    "batch it still has mates, and a score that depends on them can pass"
+    "Score each image in a batch of ONE, query[i : i + 1] with support[i : i + 1]. In a shuffled or doubled "
+    "batch it still has batch mates, and a score that depends on them can pass."
 )
 
 
 class _Test(Exercise):
-    """A test as an exercise: also says what a test did not look at."""
+    """A test as an exercise: it also says what a test did not look at."""
 
     def _diagnose(self, cases: list[tuple], results: list[dict], expected: list[dict]) -> str:
         message = super()._diagnose(cases, results, expected)
@@ -181,51 +180,50 @@ check_largest_change = _Test(
     run=_watched,
     mistakes={
         NEVER_TOGETHER: lambda score, q, p: _largest(_alone(score, q, p) - _alone(score, q, p)),
-        "your test compares the batch with itself: that finds randomness, but a defect that is the same "
-        "every time passes": lambda score, q, p: _largest(score(q, p) - score(q, p)),
-        "your test compares shapes: here every shape is right, and the numbers are not": (
+        "Your test compares the batch with itself. That finds randomness, but a defect that is the same "
+        "every time passes.": lambda score, q, p: _largest(score(q, p) - score(q, p)),
+        "Your test compares shapes. Here every shape is right, and the numbers are wrong.": (
             lambda score, q, p: float(score(q, p).shape != _alone(score, q, p).shape)
         ),
-        "you reorder the queries and leave the prompts where they are: then every query meets another's "
-        "prompts, and even a right score changes": lambda score, q, p: _largest(
+        "You reorder the queries but not their support sets. Then every query is compared with another "
+        "query's support set, and even a right score changes.": lambda score, q, p: _largest(
             score(q, p) - score(q.flip(0), p).flip(0)
         ),
-        "you reorder the batch, but do not put its scores back in order before you compare": (
+        "You reorder the batch, but you do not put its scores back in order before you compare.": (
             lambda score, q, p: _largest(score(q, p) - score(q.flip(0), p.flip(0)))
         ),
-        "in another order an image still has the same batch mates: a score that depends on *who* is there, "
-        "as with BatchNorm in training mode, passes. Compare with the image alone": _reversed,
+        "In another order an image still has the same batch mates. A score that depends on who "
+        "is in the batch, as with BatchNorm in training mode, passes. Compare with the image "
+        "alone.": _reversed,
         NEVER_ALONE: _shuffled,
-        "half a batch may be mixed up like a whole one: compare with the image alone": _halves,
-        "only the means are compared: scores that were swapped have the same mean": lambda score, q, p: abs(
+        "Half a batch can be mixed up like a whole one. Compare with the image alone.": _halves,
+        "You compare only the means. Scores that were exchanged have the same mean.": lambda score, q, p: abs(
             _changes(score, q, p).mean().item()
         ),
-        "only the sums are compared: scores that were swapped have the same sum": lambda score, q, p: abs(
+        "You compare only the sums. Scores that were exchanged have the same sum.": lambda score, q, p: abs(
             _changes(score, q, p).sum().item()
         ),
-        "only the first image is compared, and just that one may be right: take all": (
+        "You compare only the first image, which may be the only right one. Compare all images.": (
             lambda score, q, p: _largest(_changes(score, q, p)[:1])
         ),
-        "changes downwards are missed: take the absolute value before the largest": lambda score, q, p: (
+        "You miss decreases. Take the absolute value before the maximum.": lambda score, q, p: (
             _changes(score, q, p).max().item()
         ),
-        "this is the mean change: if one image of many is wrong, it is nearly 0. Take the largest": (
+        "This is the mean change, which is nearly 0 if one image of many is wrong. Take the maximum.": (
             lambda score, q, p: _changes(score, q, p).abs().mean().item()
         ),
-        "these are the changes of all images: return the largest, one number": lambda score, q, p: _changes(
+        "These are the changes of all images. Return the largest, one number.": lambda score, q, p: _changes(
             score, q, p
         ).abs(),
-        "yes or no is what you return: asked is how much, so that rounding can be told from a defect": (
-            lambda score, q, p: float(largest_change(score, q, p) > 1e-4)
+        "You return yes or no. The size of the change is expected, so that rounding can be distinguished "
+        "from a defect.": (lambda score, q, p: float(largest_change(score, q, p) > 1e-4)),
+        "You divide by the score. The difference itself is expected.": lambda score, q, p: _largest(
+            _changes(score, q, p) / _alone(score, q, p)
         ),
-        "relative to the score is what you return: asked is the difference itself": lambda score, q, p: (
-            _largest(_changes(score, q, p) / _alone(score, q, p))
-        ),
-        "image i alone meets the prompts of the first image: it needs its own, prompt[i : i + 1]": (
-            _prompts_of_one
-        ),
-        "every image's score is compared with every other's: compare i with i": lambda score, q, p: _largest(
-            score(q, p)[:, None] - _alone(score, q, p)[None, :]
+        "Image i alone is compared with the support set of the first image. It needs its own: support[i : "
+        "i + 1].": (_support_of_one),
+        "You compare every score with every other score. Compare image i with image i.": lambda score, q, p: (
+            _largest(score(q, p)[:, None] - _alone(score, q, p)[None, :])
         ),
     },
 )
@@ -234,8 +232,8 @@ check_largest_change = _Test(
 # --- the repair --------------------------------------------------------------------------------------
 
 
-def prompts_by_image(tokens: Tensor, B: int) -> Tensor:
-    """Stacked prompt tokens [L, K*B, N, C], shot after shot, as [B, L, K*N, C]."""
+def support_by_image(tokens: Tensor, B: int) -> Tensor:
+    """Stacked support tokens [L, K*B, N, C], shot after shot, as [B, L, K*N, C]."""
     shots = tokens.unflatten(1, (-1, B))  # [L, K, B, N, C]
     return shots.permute(2, 0, 1, 3, 4).flatten(2, 3)
 
@@ -250,33 +248,33 @@ def _sizes(tokens: Tensor, B: int) -> tuple[int, int, int, int]:
     return B, L, images // B * N, C
 
 
-check_prompts_by_image = Exercise(
-    solution=prompts_by_image,
+check_support_by_image = Exercise(
+    solution=support_by_image,
     cases=_tokens,
     mistakes={
-        "this is the defect itself: a reshape counts on through blocks, shots and images": lambda t, B: (
-            t.reshape(_sizes(t, B))
-        ),
-        "axis 1 holds shot after shot, each with its B images: unflatten it to (K, B), not to (B, K)": (
+        "This is the defect itself: a reshape keeps the order in memory, through blocks, shots and "
+        "images.": lambda t, B: t.reshape(_sizes(t, B)),
+        "Axis 1 holds shot after shot, and each shot has B images: unflatten it to (K, B), not to (B, K).": (
             lambda t, B: t.unflatten(1, (B, -1)).permute(1, 0, 2, 3, 4).flatten(2, 3)
         ),
-        "blocks and images have changed places, but axis 1 still held shots *and* images: split it first": (
-            lambda t, B: t.transpose(0, 1).reshape(_sizes(t, B))
-        ),
-        "every image has its own prompts now, but blocks and shots are mixed up: L must come before K when "
-        "K and N are joined": lambda t, B: (
+        "Blocks and images have changed places, but axis 1 still held shots and images together: split it "
+        "first.": (lambda t, B: t.transpose(0, 1).reshape(_sizes(t, B))),
+        "Every image has its own normal images now, but blocks and shots are mixed up: L must come before "
+        "K when K and N are joined.": lambda t, B: (
             t.unflatten(1, (-1, B)).permute(2, 1, 0, 3, 4).reshape(_sizes(t, B))
         ),
-        "the right patches of the right images, but shots alternate patch by patch: K before N when they are "
-        "joined (the score would not mind)": lambda t, B: (
+        "The patches belong to the right images, but shots alternate patch by patch. Put K before N when "
+        "they are joined. (The score would not change.)": lambda t, B: (
             t.unflatten(1, (-1, B)).permute(2, 0, 3, 1, 4).flatten(2, 3)
         ),
-        "all in order, but K and N are not joined yet: flatten(2, 3)": lambda t, B: t.unflatten(
+        "Everything is in order, but K and N are not joined yet: flatten(2, 3).": lambda t, B: t.unflatten(
             1, (-1, B)
         ).permute(2, 0, 1, 3, 4),
-        "that is the library's layout [B, K, L, N, C]; asked is the public code's, [B, L, K*N, C]": (
+        "This is [B, K, L, N, C]. The layout of the public code is expected: [B, L, K*N, C].": (
             lambda t, B: t.unflatten(1, (-1, B)).permute(2, 1, 0, 3, 4)
         ),
-        "K times too few patches: only the first shot is kept": lambda t, B: t[:, :B].transpose(0, 1),
+        "There are K times too few patches: only the first shot is kept.": lambda t, B: t[:, :B].transpose(
+            0, 1
+        ),
     },
 )

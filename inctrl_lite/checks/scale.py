@@ -12,22 +12,22 @@ check_store_gigabytes = Exercise(
     solution=store_gigabytes,
     cases=lambda seed: (90_000 + 7000 * seed, 640 - 128 * seed, 2 + seed % 3, 225 + 31 * seed, 896, 2 + seed),
     mistakes={
-        "the class embedding is stored, too: D numbers more an image": lambda images, D, L, N, C, size: (
+        "The global embedding is stored as well: D more numbers an image.": lambda images, D, L, N, C, size: (
             store_gigabytes(images, 0, L, N, C, size)
         ),
-        "the patches of all L tapped blocks are stored": lambda images, D, L, N, C, size: store_gigabytes(
+        "The patch tokens of all L stages are stored.": lambda images, D, L, N, C, size: store_gigabytes(
             images, D, 1, N, C, size
         ),
-        "a number takes `size` bytes": lambda images, D, L, N, C, size: store_gigabytes(
+        "A number takes `size` bytes.": lambda images, D, L, N, C, size: store_gigabytes(
             images, D, L, N, C, 1
         ),
-        "GB are 10**9 bytes here; you count in units of 2**30": lambda images, D, L, N, C, size: (
+        "A GB is 10**9 bytes here; you count in units of 2**30.": lambda images, D, L, N, C, size: (
             store_gigabytes(images, D, L, N, C, size) * 1e9 / 2**30
         ),
-        "one class embedding an image, not one a block": lambda images, D, L, N, C, size: store_gigabytes(
-            images, L * D, L, N, C, size
+        "There is one global embedding an image, not one a stage.": lambda images, D, L, N, C, size: (
+            store_gigabytes(images, L * D, L, N, C, size)
         ),
-        "this is in MB: a GB has 10**9 bytes": lambda images, D, L, N, C, size: (
+        "This is in MB: a GB has 10**9 bytes.": lambda images, D, L, N, C, size: (
             1000 * store_gigabytes(images, D, L, N, C, size)
         ),
     },
@@ -45,25 +45,24 @@ check_tower_seconds = Exercise(
     solution=tower_seconds,
     cases=lambda seed: (5000 + 7 * seed, 1000 - 30 * seed, 16, 2 + seed, 50.0 + 13 * seed, seed % 2 == 1),
     mistakes={
-        "without a store each query brings its K prompts: 1 + K images": lambda i, s, b, k, r, stored: (
+        "Without a store each query brings K normal images: 1 + K images.": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, 0, r, stored)
         ),
-        "the query itself passes through the tower, too: 1 + K images": lambda i, s, b, k, r, stored: (
+        "The query itself passes through the tower as well: 1 + K images.": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, k - 1, r, stored)
         ),
-        "each query of the batch brings K prompts of its own: multiply by 1 + K, do not add K": (
+        "Each query of the batch has its own K normal images: multiply by 1 + K, do not add K.": (
             lambda i, s, b, k, r, stored: (i if stored else s * (b + k)) / r
         ),
-        "divide by the rate: more images a second take less time": lambda i, s, b, k, r, stored: (
+        "Divide by the rate: more images a second take less time.": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, k, 1 / r, stored)
         ),
-        "with a store each image passes once, however many steps follow": lambda i, s, b, k, r, stored: (
-            tower_seconds(i, s, b, k, r, False)
-        ),
-        "without a store nothing is remembered: every step encodes its whole batch again": (
+        "With a store each image passes through the tower once, however many steps "
+        "follow.": lambda i, s, b, k, r, stored: tower_seconds(i, s, b, k, r, False),
+        "Without a store nothing is kept: every step encodes its whole batch again.": (
             lambda i, s, b, k, r, stored: tower_seconds(i, s, b, k, r, True)
         ),
-        "you have the two cases the wrong way round": lambda i, s, b, k, r, stored: tower_seconds(
+        "You have exchanged the two cases.": lambda i, s, b, k, r, stored: tower_seconds(
             i, s, b, k, r, not stored
         ),
     },

@@ -21,7 +21,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _sentences(seed: int) -> tuple[Tensor, Tensor]:
-    """Embeddings of very different lengths, so that a missing normalisation shows."""
+    """Embeddings of very different lengths, so that a missing normalisation changes the result."""
     g = generator(seed)
     counts = (7 + seed, 4 + seed % 2)
     return tuple(
@@ -35,7 +35,7 @@ def _all_together(normal: Tensor, anomalous: Tensor) -> Tensor:
 
 
 def _pairs(normal: Tensor, anomalous: Tensor) -> Tensor:
-    """Zipped: as many normal sentences as there are anomalous ones."""
+    """As many normal sentences as anomalous ones; the others are lost."""
     count = min(len(normal), len(anomalous))
     return build_prototypes(normal[:count], anomalous[:count])
 
@@ -53,42 +53,39 @@ check_build_prototypes = Exercise(
     solution=build_prototypes,
     cases=_sentences,
     mistakes={
-        "long embeddings count for more in your mean: give every sentence unit length *before* the mean": (
+        "Long embeddings count more in your mean. Give every sentence unit length before the mean.": (
             lambda n, a: torch.stack([_unit(x.mean(0)) for x in (n, a)])
         ),
-        "a mean of unit vectors is shorter than 1: give it unit length *after* the mean as well": (
+        "A mean of unit vectors is shorter than 1. Give it unit length after the mean as well.": (
             lambda n, a: torch.stack([_unit(x).mean(0) for x in (n, a)])
         ),
-        "nothing is normalised here: unit length before the mean, and again after it": lambda n, a: (
-            torch.stack([x.mean(0) for x in (n, a)])
-        ),
-        "both rows are the mean of *all* sentences: each kind has a prototype of its own": _all_together,
-        "the rows are the wrong way round: normal comes first": lambda n, a: build_prototypes(a, n),
-        "you normalise along the sentences: unit length is meant for each sentence, along its last axis": (
+        "Nothing is normalised. Give each embedding unit length before the mean, and the mean unit length "
+        "after it.": lambda n, a: torch.stack([x.mean(0) for x in (n, a)]),
+        "Both rows are the mean of all sentences. Each kind of sentence has its own "
+        "prototype.": _all_together,
+        "The rows are exchanged: the normal prototype comes first.": lambda n, a: build_prototypes(a, n),
+        "You normalise along the sentences. Each sentence needs unit length along its last axis.": (
             _wrong_axis
         ),
-        "you average the D numbers of each sentence: a prototype is the mean over the sentences (axis 0)": (
+        "You average the D numbers of each sentence. A prototype is the mean over the sentences (axis 0).": (
             lambda n, a: [_unit(_unit(x).mean(1)) for x in (n, a)]
         ),
-        "columns are what you stack: [D, 2] is what you return, [2, D] is asked": lambda n, a: (
+        "The prototypes are in the columns: you return [D, 2], but [2, D] is expected.": lambda n, a: (
             build_prototypes(n, a).T
         ),
-        "you return the two vectors one by one: `torch.stack` makes one tensor [2, D] of them": (
-            lambda n, a: list(build_prototypes(n, a))
-        ),
-        "you joined the two into one long vector: `torch.stack` makes [2, D] of them": lambda n, a: (
+        "You join the two vectors into one long vector. `torch.stack` makes [2, D] of them.": lambda n, a: (
             build_prototypes(n, a).flatten()
         ),
-        "you left out the normal sentences that have no anomalous partner: there may be more of one kind": (
-            _pairs
-        ),
-        "you subtract the mean of all sentences first: not a bad idea, but not the method": _centred,
+        "You drop the normal sentences that have no anomalous partner. There may be more sentences of one "
+        "kind.": (_pairs),
+        "You subtract the mean of all sentences first. That may be a good idea, but it is not this "
+        "method.": _centred,
     },
 )
 
 
 def score_by_text(query: Tensor, prototypes: Tensor) -> Tensor:
-    """Text scores [B] of class embeddings [B, D], against prototypes [2, D] (normal, anomalous)."""
+    """Text scores [B] of global embeddings [B, D], against prototypes [2, D] (normal, anomalous)."""
     cosines = F.normalize(query, dim=-1) @ F.normalize(prototypes, dim=-1).T
     return (100 * cosines).softmax(-1)[:, 1]
 
@@ -113,44 +110,41 @@ check_score_by_text = Exercise(
     solution=score_by_text,
     cases=_queries,
     mistakes={
-        "the temperature is missing: multiply the cosines by 100 before the softmax": lambda q, p: _cosines(
+        "The factor 100 is missing: multiply the cosines by 100 before the softmax.": lambda q, p: _cosines(
             q, p
         ).softmax(-1)[:, 1],
-        "you divide by the temperature: here it is a factor, 100 times the cosines": lambda q, p: (
+        "You divide by 100. Here it is a factor: 100 times the cosines.": lambda q, p: (
             _cosines(q, p) / 100
         ).softmax(-1)[:, 1],
-        "this is the probability of *normal*: column 0 is normal, column 1 anomalous": lambda q, p: (
+        "This is the probability of normal. Column 0 is normal, column 1 is anomalous.": lambda q, p: (
             1 - score_by_text(q, p)
         ),
-        "both columns are what you return: the score is column 1 alone": lambda q, p: (
-            100 * _cosines(q, p)
-        ).softmax(-1),
-        "this is a sigmoid of one cosine: what counts is anomalous *against* normal": lambda q, p: (
-            100 * _cosines(q, p)[:, 1]
-        ).sigmoid(),
-        "this is a sigmoid of one cosine, without the temperature: what counts is anomalous *against* "
-        "normal, times 100": lambda q, p: _cosines(q, p)[:, 1].sigmoid(),
-        "these are dot products, not cosines: normalise the class embeddings": lambda q, p: (
+        "You return both columns. The score is column 1 alone.": lambda q, p: (100 * _cosines(q, p)).softmax(
+            -1
+        ),
+        "This is a sigmoid of one cosine. The score needs both: anomalous compared with "
+        "normal.": lambda q, p: (100 * _cosines(q, p)[:, 1]).sigmoid(),
+        "This is a sigmoid of one cosine, without the factor 100. The score needs both cosines, times "
+        "100.": lambda q, p: _cosines(q, p)[:, 1].sigmoid(),
+        "These are dot products, not cosines: normalise the global embeddings.": lambda q, p: (
             100 * q @ p.T
         ).softmax(-1)[:, 1],
-        "the softmax runs over the images: it belongs to the two columns of each image (dim=-1)": (
+        "The softmax runs over the images. It belongs to the two columns of each image (dim=-1).": (
             lambda q, p: (100 * _cosines(q, p)).softmax(0)[:, 1]
         ),
-        "this is the difference of the cosines: a softmax makes a score between 0 and 1 of it": lambda q, p: (
-            _cosines(q, p)[:, 1] - _cosines(q, p)[:, 0]
-        ),
-        "this is the cosine to the anomalous prototype alone, which is high for nearly every image": (
+        "This is the difference of the cosines. A softmax turns it into a score between 0 and "
+        "1.": lambda q, p: _cosines(q, p)[:, 1] - _cosines(q, p)[:, 0],
+        "This is the cosine to the anomalous prototype alone, which is high for nearly every image.": (
             lambda q, p: _cosines(q, p)[:, 1]
         ),
-        "this is a verdict (0 or 1), not a score: return the softmax's probability": lambda q, p: (
+        "This is a decision (0 or 1), not a score. Return the probability of the softmax.": lambda q, p: (
             _cosines(q, p).argmax(-1).float()
         ),
-        "the 100 comes too late: it belongs inside the softmax": lambda q, p: (
+        "The factor 100 comes too late: it belongs inside the softmax.": lambda q, p: (
             100 * _cosines(q, p).softmax(-1)[:, 1]
         ),
-        "the batch is normalised as a whole: each image's embedding gets unit length (dim=-1)": lambda q, p: (
-            100 * (q / q.norm()) @ p.T
-        ).softmax(-1)[:, 1],
+        "You normalise the batch as a whole. Give the embedding of each image unit length "
+        "(dim=-1).": lambda q, p: (100 * (q / q.norm()) @ p.T).softmax(-1)[:, 1],
     },
 )
 
@@ -225,38 +219,37 @@ check_score_with_states = Exercise(
     solution=score_with_states,
     cases=_ensembles,
     mistakes={
-        "`keep` changes nothing in your answer: all states are still in": lambda q, n, a, keep: _score(
+        "`keep` changes nothing in your answer: all states are still used.": lambda q, n, a, keep: _score(
             q, n.flatten(0, 1), a.flatten(0, 1)
         ),
-        "you *drop* the states in `keep`: they are the ones that stay": _dropped,
-        "you choose among the templates (axis 1): states are axis 0": _templates,
-        "the anomalous states are never chosen: `keep` has a list for each kind": lambda q, n, a, keep: (
-            _score(q, n[keep[0]].flatten(0, 1), a.flatten(0, 1))
+        "You drop the states in `keep`. They are the ones to keep.": _dropped,
+        "You select templates (axis 1). States are axis 0.": _templates,
+        "You never select among the anomalous states. `keep` has one list for each "
+        "kind.": lambda q, n, a, keep: _score(q, n[keep[0]].flatten(0, 1), a.flatten(0, 1)),
+        "You never select among the normal states. `keep` has one list for each "
+        "kind.": lambda q, n, a, keep: _score(q, n.flatten(0, 1), a[keep[1]].flatten(0, 1)),
+        "The two lists are exchanged: keep[0] is for the normal states.": lambda q, n, a, keep: (
+            score_with_states(q, n, a, keep[::-1])
         ),
-        "the normal states are never chosen: `keep` has a list for each kind": lambda q, n, a, keep: _score(
-            q, n.flatten(0, 1), a[keep[1]].flatten(0, 1)
-        ),
-        "the two lists are swapped: keep[0] is of the normal states": lambda q, n, a, keep: score_with_states(
-            q, n, a, keep[::-1]
-        ),
-        "you average prototypes of single states: take the mean over all kept sentences at once": (
+        "You average the prototypes of single states. Take the mean over all kept sentences at once.": (
             _state_by_state
         ),
-        "you average scores: average the sentences' embeddings into prototypes, then score once": (
-            _mean_of_scores
-        ),
-        "you average the templates of a state before the sentences have unit length, so long ones count for "
-        "more: give build_prototypes all the sentences, `.flatten(0, 1)`, and no means": _mean_over(1),
-        "you average over the states, template by template, before the sentences have unit length: give "
-        "build_prototypes all the sentences, `.flatten(0, 1)`, and no means": _mean_over(0),
-        "you average over the states, and these means get unit length once more: give build_prototypes all "
-        "the sentences, `.flatten(0, 1)`": _unit_means_over_states,
-        "you take the *first* states, as many as `keep` has: take those it names": _first_states,
-        "the sentences are not given unit length before the mean: use build_prototypes": _raw,
-        "normal and anomalous are the wrong way round: build_prototypes takes the normal sentences first": (
+        "You average scores. Average the embeddings of the sentences into prototypes first, then score "
+        "once.": (_mean_of_scores),
+        "You average the templates of a state before the sentences have unit length, so that long "
+        "embeddings count more. Give all kept sentences to build_prototypes: use .flatten(0, 1) and no "
+        "mean.": _mean_over(1),
+        "You average over the states of each template before the sentences have unit "
+        "length. Give all kept sentences to build_prototypes: use .flatten(0, 1) and no "
+        "mean.": _mean_over(0),
+        "You average over the states, and build_prototypes normalises these means again. Give it all kept "
+        "sentences: use .flatten(0, 1).": _unit_means_over_states,
+        "You take the first states, as many as `keep` has. Take those that `keep` names.": _first_states,
+        "The sentences do not get unit length before the mean: use build_prototypes.": _raw,
+        "Normal and anomalous are exchanged: build_prototypes takes the normal sentences first.": (
             lambda q, n, a, keep: 1 - score_with_states(q, n, a, keep)
         ),
-        "only the first template is used: keep all T sentences of a state": lambda q, n, a, keep: _score(
+        "You use only the first template. Keep all T sentences of a state.": lambda q, n, a, keep: _score(
             q, n[keep[0]][:, 0], a[keep[1]][:, 0]
         ),
     },

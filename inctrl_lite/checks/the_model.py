@@ -11,9 +11,9 @@ from inctrl_lite.checks.engine import Exercise, generator
 # --- the forward pass --------------------------------------------------------------------------------
 
 
-def final_score(query, prompt, patch_map, text, adapter, eta, phi) -> Tensor:
+def final_score(query, support, patch_map, text, adapter, eta, phi) -> Tensor:
     """Final scores [B] from embeddings, patch residual maps, text scores and the learned parts."""
-    image = eta(adapter(prompt).mean(0) - adapter(query))
+    image = eta(adapter(support).mean(0) - adapter(query))
     holistic = phi(patch_map + image[:, None] + text[:, None])
     return (holistic + patch_map.amax(1)) / 2
 
@@ -21,10 +21,10 @@ def final_score(query, prompt, patch_map, text, adapter, eta, phi) -> Tensor:
 def _features(seed: int) -> tuple[Tensor, ...]:
     g = generator(seed)
     images, shots, width, patches = 3 + seed, 2 + seed % 3, 6, 10
-    query, prompt = torch.randn(images, width, generator=g), torch.randn(shots, width, generator=g)
+    query, support = torch.randn(images, width, generator=g), torch.randn(shots, width, generator=g)
     maps, text = torch.rand(images, patches, generator=g) / 2, torch.rand(images, generator=g)
     down, up = torch.randn(4, width, generator=g), torch.randn(width, 4, generator=g)
-    return query, prompt, maps, text, down, up, torch.randn(width, generator=g)
+    return query, support, maps, text, down, up, torch.randn(width, generator=g)
 
 
 def _parts(down: Tensor, up: Tensor, weights: Tensor) -> tuple[Callable, Callable, Callable]:
@@ -40,8 +40,8 @@ def _parts(down: Tensor, up: Tensor, weights: Tensor) -> tuple[Callable, Callabl
     return lambda x: ((x @ down.T).relu() @ up.T).relu(), eta, phi
 
 
-def _assembled(answer: Callable, query, prompt, maps, text, down, up, weights) -> Tensor:
-    return answer(query, prompt, maps, text, *_parts(down, up, weights))
+def _assembled(answer: Callable, query, support, maps, text, down, up, weights) -> Tensor:
+    return answer(query, support, maps, text, *_parts(down, up, weights))
 
 
 def _image(q: Tensor, p: Tensor, psi: Callable, eta: Callable) -> Tensor:
@@ -69,7 +69,7 @@ def _ended(combine: Callable) -> Callable:
 
 
 def _begun(residual: Callable) -> Callable:
-    """A forward pass with another image residual: residual(psi, query, prompt)."""
+    """A forward pass with another image residual: residual(psi, query, support)."""
 
     def wrong(q, p, maps, text, psi, eta, phi):
         holistic = phi(maps + eta(residual(psi, q, p))[:, None] + text[:, None])
@@ -107,11 +107,11 @@ def _cut(which: str) -> Callable:
     return wrong
 
 
-def _given(query, prompt, maps, text, *_) -> str:
-    """What a student's function gets: the rest of a case makes the adapter and the heads."""
-    shapes = {"query [B, D]": query, "prompt [K, D]": prompt, "patch_map [B, N]": maps, "text [B]": text}
+def _given(query, support, maps, text, *_) -> str:
+    """What a student's function gets. The rest of a case makes the adapter and the heads."""
+    shapes = {"query [B, D]": query, "support [K, D]": support, "patch_map [B, N]": maps, "text [B]": text}
     said = ", ".join(f"{name} = {list(value.shape)}" for name, value in shapes.items())
-    return f"{said}; eta makes [B] of [B, D], phi makes [B] of [B, N]"
+    return f"{said}; eta turns [B, D] into [B], phi turns [B, N] into [B]"
 
 
 check_final_score = Exercise(
@@ -120,72 +120,70 @@ check_final_score = Exercise(
     run=_assembled,
     inputs=_given,
     mistakes={
-        "scores [B] do not fit beside maps [B, N]: PyTorch matches the *last* axes, images with patches. "
-        "image[:, None] and text[:, None] are [B, 1]": _without_an_axis,
-        "[B] and [B, 1] make a table [B, B]: take the largest residual without keepdim, as [B]": (_kept_axis),
-        "eta and phi give one number an image, [B] and not [B, 1]: there is no second axis to take away": (
-            _cut("eta")
+        "Scores [B] do not fit to maps [B, N]: PyTorch aligns the last axes, so it would "
+        "match images with patches. image[:, None] and text[:, None] have the shape [B, "
+        "1].": _without_an_axis,
+        "[B] and [B, 1] together give a table [B, B]. Take the largest residual without keepdim, as [B].": (
+            _kept_axis
         ),
-        "the mean of the prompts runs over axis 1, the D numbers: the K prompts are axis 0": _begun(
+        "eta and phi return one number for each image, [B] and not [B, 1]: there is no second axis to "
+        "remove.": (_cut("eta")),
+        "You average over axis 1, the D numbers. The K normal images are axis 0.": _begun(
             lambda psi, q, p: psi(p).mean(1) - psi(q)
         ),
-        "the prompts are not averaged: prompt [K, D] does not fit beside query [B, D]. Take the mean over "
-        "axis 0": _begun(lambda psi, q, p: psi(p) - psi(q)),
-        "the 1/2 is missing: the code averages the holistic score and the largest patch residual": _ended(
-            lambda h, m, plus: h + m.amax(1)
-        ),
-        "only the patch term is halved: both are, so put brackets around the sum": _ended(
+        "You do not average over the normal images: support [K, D] does not fit to query [B, D]. Take the "
+        "mean over axis 0.": _begun(lambda psi, q, p: psi(p) - psi(q)),
+        "The factor 1/2 is missing: the code averages the holistic score and the largest patch "
+        "residual.": _ended(lambda h, m, plus: h + m.amax(1)),
+        "Only the patch term is halved. Both terms are, so put brackets around the sum.": _ended(
             lambda h, m, plus: h + m.amax(1) / 2
         ),
-        "the largest patch residual is missing at the end: this is the holistic score alone": _ended(
+        "The largest patch residual is missing at the end: this is the holistic score alone.": _ended(
             lambda h, m, plus: h
         ),
-        "the holistic score is missing at the end": _ended(lambda h, m, plus: m.amax(1) / 2),
-        "a second sigmoid: phi ends with one already": _ended(
+        "The holistic score is missing at the end.": _ended(lambda h, m, plus: m.amax(1) / 2),
+        "You apply a second sigmoid. phi ends with a sigmoid already.": _ended(
             lambda h, m, plus: (h.sigmoid() + m.amax(1)) / 2
         ),
-        "a second sigmoid, over the final score: it is in [0, 1] already": _ended(
+        "You apply a second sigmoid to the final score. It lies in [0, 1] already.": _ended(
             lambda h, m, plus: ((h + m.amax(1)) / 2).sigmoid()
         ),
-        "the patch term is the mean of the map: it is the largest residual, one odd patch is enough": _ended(
-            lambda h, m, plus: (h + m.mean(1)) / 2
-        ),
-        "the largest is taken from the holistic map: s_p comes from the patch residual map, before anything "
-        "is added": _ended(lambda h, m, plus: (h + plus.amax(1)) / 2),
-        "the largest residual of the whole batch is used for every image: take it over the patches, axis 1": (
-            _ended(lambda h, m, plus: (h + m.max()) / 2)
-        ),
-        "the two are multiplied: they are averaged": _ended(lambda h, m, plus: h * m.amax(1)),
-        "the text score is missing in the holistic map": _fused(lambda m, i, t: m + i),
-        "the image score is missing in the holistic map": _fused(lambda m, i, t: m + t),
-        "phi sees the patch map alone: add the image and the text score to every position": _fused(
+        "The patch term is the mean of the map. It must be the largest residual, because one anomalous "
+        "patch is enough.": _ended(lambda h, m, plus: (h + m.mean(1)) / 2),
+        "You take the maximum of the holistic map. s_p is the maximum of the patch residual map, before "
+        "anything is added.": _ended(lambda h, m, plus: (h + plus.amax(1)) / 2),
+        "You use the largest residual of the whole batch for every image. Take the maximum over the "
+        "patches, axis 1.": (_ended(lambda h, m, plus: (h + m.max()) / 2)),
+        "You multiply the two. They are averaged.": _ended(lambda h, m, plus: h * m.amax(1)),
+        "The text score is missing in the holistic map.": _fused(lambda m, i, t: m + i),
+        "The image score is missing in the holistic map.": _fused(lambda m, i, t: m + t),
+        "phi gets the patch map alone. Add the image score and the text score to every position.": _fused(
             lambda m, i, t: m
         ),
-        "image and text score are added to the largest position only: they are added to all of them": _fused(
-            _at_the_largest
-        ),
-        "the text score is added to the largest position only: it is added to all of them": _fused(
+        "You add image score and text score to the largest position only. They are added to all "
+        "positions.": _fused(_at_the_largest),
+        "You add the text score to the largest position only. It is added to all positions.": _fused(
             _text_at_the_largest
         ),
-        "image and text score are averaged before they are added: the formula adds both in full": _fused(
+        "You average image score and text score before you add them. The formula adds both in full.": _fused(
             lambda m, i, t: m + (i + t) / 2
         ),
-        "the map is averaged over the terms: the formula adds them": _fused(lambda m, i, t: (m + i + t) / 3),
-        "the terms are multiplied into the map: they are added": _fused(lambda m, i, t: m * i * t),
-        "the image score takes a second sigmoid: eta ends with one already": _fused(
+        "You average the three terms. The formula adds them.": _fused(lambda m, i, t: (m + i + t) / 3),
+        "You multiply the terms. They are added.": _fused(lambda m, i, t: m * i * t),
+        "You apply a second sigmoid to the image score. eta ends with a sigmoid already.": _fused(
             lambda m, i, t: m + i.sigmoid() + t
         ),
-        "the mean of the prompts is taken before the adapter: adapt first, then average": _begun(
+        "You take the mean of the normal images before the adapter. Adapt first, then average.": _begun(
             lambda psi, q, p: psi(p.mean(0)) - psi(q)
         ),
-        "the residual's sign is the paper's: this eta was trained with prototype minus query": _begun(
+        "The residual has the paper's sign. This eta was trained with prototype minus query.": _begun(
             lambda psi, q, p: psi(q) - psi(p).mean(0)
         ),
-        "nothing is adapted: query and prompts pass through the adapter": _begun(
+        "Nothing is adapted. Query and normal images pass through the adapter.": _begun(
             lambda psi, q, p: p.mean(0) - q
         ),
-        "the query is not adapted": _begun(lambda psi, q, p: psi(p).mean(0) - q),
-        "eta sees the adapted query alone: it needs the difference to the prototype": _begun(
+        "The query is not adapted.": _begun(lambda psi, q, p: psi(p).mean(0) - q),
+        "eta gets the adapted query alone. It needs the difference to the prototype.": _begun(
             lambda psi, q, p: psi(q)
         ),
     },
@@ -243,6 +241,10 @@ MODELS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# (model, tolerance other than the default, verdict): the change of a model is known
+WITH_TOLERANCE = {"loose tolerance": ("second", 1e-2), "strict tolerance": ("rounding", 1e-8)}
+
+
 def _judged(answer: Callable, images: Tensor) -> dict:
     """The verdicts of a test on good and broken models, and which batches it looked at."""
     sizes = []
@@ -255,26 +257,30 @@ def _judged(answer: Callable, images: Tensor) -> dict:
         return score
 
     verdicts = {name: answer(watched(model), images) for name, model in MODELS.items()}
+    for name, (model, tolerance) in WITH_TOLERANCE.items():
+        verdicts[name] = answer(watched(MODELS[model]), images, tolerance)
     return verdicts | {"scores a batch": max(sizes, default=0) > 1, "scores alone": 1 in sizes}
 
 
 # what is wrong with each model, in words
 TOLD = {
-    "good": "is right, and says so only if the batch axis is kept",
-    "rounding": "differs by rounding alone",
+    "good": "is right. (It raises an error if the batch axis is lost.)",
+    "rounding": "differs only by rounding",
     "batch mean": "subtracts the mean of the batch",
-    "neighbour": "gives every image its neighbour's score",
-    "pairs": "exchanges the scores of images two by two",
-    "size": "depends on how many images there are",
-    "earlier": "adds something of the images before",
+    "neighbour": "gives every image the score of its neighbour",
+    "pairs": "exchanges the scores of images in pairs",
+    "size": "depends on the number of images",
+    "earlier": "adds a part of the scores of the images before",
     "second": "is wrong for one image, the second",
     "last": "is wrong for one image, the last",
+    "loose tolerance": "changes a score by 0.0002, with a tolerance of 0.01: use the argument `tolerance`",
+    "strict tolerance": "changes scores by 1e-6, with a tolerance of 1e-8: use the argument `tolerance`",
 }
 ALONE = (
-    "score each image alone, in a batch of ONE, images[i : i + 1]: in half a batch, or a shuffled one, it "
-    "still has mates, and a score that depends on them can pass"
+    "score each image alone, in a batch of ONE, images[i : i + 1]. In half a batch or in a shuffled batch it "
+    "still has batch mates, and a score that depends on them can pass"
 )
-TOGETHER = "score the whole batch, too: without mates no defect shows"
+TOGETHER = "score the whole batch as well: without batch mates no defect shows"
 
 
 def _misjudged(case: tuple, result: dict, right: dict) -> str | None:
@@ -285,7 +291,7 @@ def _misjudged(case: tuple, result: dict, right: dict) -> str | None:
     for name, told in TOLD.items():
         verdict = result[name]
         if not isinstance(verdict, bool | np.bool_ | int) and getattr(verdict, "shape", None) != ():
-            return f"returns {verdict!r:.80}: asked is one verdict, True or False"
+            return f"returns {verdict!r:.80}: one verdict, True or False, is expected"
         if bool(verdict) != right[name]:
             says = "True (no score changes)" if verdict else "False (some score changes)"
             return f"your test says {says} of a model that {told}"
@@ -304,13 +310,18 @@ def _small(changes: Tensor, tolerance: float = 1e-4) -> bool:
     return bool(changes.abs().max() <= tolerance)
 
 
-def _halves(score: Callable, images: Tensor) -> bool:
+def _by(changes: Callable) -> Callable:
+    """A test of `changes(score, images)` in place of the right changes."""
+    return lambda score, x, tolerance=1e-4: _small(changes(score, x), tolerance)
+
+
+def _halves(score: Callable, images: Tensor) -> Tensor:
     halves = images.split(len(images) // 2)
-    return _small(score(images) - torch.cat([score(half) for half in halves]))
+    return score(images) - torch.cat([score(half) for half in halves])
 
 
-def _only_first(score: Callable, images: Tensor) -> bool:
-    return _small(score(images)[:1] - score(images[:1]))
+def _half(images: Tensor) -> Tensor:
+    return images[: len(images) // 2]
 
 
 check_is_batch_invariant = Exercise(
@@ -320,54 +331,56 @@ check_is_batch_invariant = Exercise(
     inputs=lambda images: f"images {list(images.shape)}, and {len(MODELS)} models, one after the other",
     explain=_misjudged,
     mistakes={
-        "only the first half is compared with the whole batch, and it still has mates: compare with each "
-        "image alone": lambda score, x: _small(score(x)[: len(x) // 2] - score(x[: len(x) // 2])),
-        "the scores of one half are compared with those of the other: these are other images. Compare image "
-        "i in the batch with image i alone": lambda score, x: _small(
-            score(x[: len(x) // 2]) - score(x[len(x) // 2 :])
+        "Your test ignores `tolerance`: compare the largest change with this argument.": (
+            lambda score, x, tolerance=1e-4: is_batch_invariant(score, x)
         ),
-        "your test compares the batch with itself: a defect that is the same every time passes. Compare with "
-        "each image alone": lambda score, x: _small(score(x) - score(x)),
-        "your test scores images alone, twice: no batch mates, no defect. Score the whole batch, too": (
-            lambda score, x: _small(_alone(score, x) - _alone(score, x))
+        "You compare the first half with the whole batch, where it still has batch mates. Compare with "
+        "each image alone.": _by(lambda score, x: _half(score(x)) - score(_half(x))),
+        "You compare the scores of one half with those of the other half. These are other images. Compare "
+        "the score of image i in the batch with its score alone.": _by(
+            lambda score, x: _half(score(x)) - score(x[len(x) // 2 :])
         ),
-        "your test compares shapes: all the broken models have the right shape": lambda score, x: (
-            score(x).shape == _alone(score, x).shape
+        "Your test compares the batch with itself, so a defect that is the same every time passes. "
+        "Compare with each image alone.": _by(lambda score, x: score(x) - score(x)),
+        "Your test scores each image alone, twice. Without batch mates no defect shows: score the whole "
+        "batch as well.": _by(lambda score, x: _alone(score, x) - _alone(score, x)),
+        "Your test compares shapes. All the broken models return the right shape.": (
+            lambda score, x, tolerance=1e-4: score(x).shape == _alone(score, x).shape
         ),
-        "only the first image is compared, and in some broken models just that one is right: take all": (
-            _only_first
+        "You compare only the first image, and in some broken models it is right. Compare all images.": _by(
+            lambda score, x: score(x)[:1] - score(x[:1])
         ),
-        "only the last image is compared: take all": lambda score, x: _small(_changes(score, x)[-1:]),
-        "changes downwards pass: take the absolute value before the largest": lambda score, x: bool(
-            _changes(score, x).max() <= 1e-4
+        "You compare only the last image. Compare all images.": _by(lambda score, x: _changes(score, x)[-1:]),
+        "A decrease passes your test. Take the absolute value before the maximum.": (
+            lambda score, x, tolerance=1e-4: bool(_changes(score, x).max() <= tolerance)
         ),
-        "the mean change is compared: one wrong image among many is nearly nothing. Take the largest": (
-            lambda score, x: bool(_changes(score, x).abs().mean() <= 1e-4)
+        "You compare the mean change, which is nearly 0 if one image of many is wrong. Take the maximum.": (
+            lambda score, x, tolerance=1e-4: bool(_changes(score, x).abs().mean() <= tolerance)
         ),
-        "only the mean scores are compared: scores that changed places have the same mean": (
-            lambda score, x: bool(_changes(score, x).mean().abs() <= 1e-4)
+        "You compare only the mean scores. Scores that changed places have the same mean.": (
+            lambda score, x, tolerance=1e-4: bool(_changes(score, x).mean().abs() <= tolerance)
         ),
-        "you compare the scores in sorted order: scores that changed places pass": lambda score, x: _small(
-            score(x).sort().values - _alone(score, x).sort().values
+        "You compare sorted scores, so scores that changed places pass.": _by(
+            lambda score, x: score(x).sort().values - _alone(score, x).sort().values
         ),
-        "shuffled, an image still has the same batch mates: whatever looks at the batch's mean passes. "
-        "Compare with each image alone": lambda score, x: _small(score(x) - score(x.flip(0)).flip(0)),
-        "half a batch can be mixed up like a whole one: compare with each image alone": _halves,
-        "you ask for exact equality: rounding differs with the size of a batch, and even a good model fails. "
-        "Allow the tolerance": lambda score, x: torch.equal(score(x), _alone(score, x)),
-        "the verdict is the wrong way round: True means that batch mates do not matter": lambda score, x: (
-            not is_batch_invariant(score, x)
+        "In a shuffled batch, an image still has the same batch mates, so a score that depends on the "
+        "mean of the batch passes. Compare with each image alone.": _by(
+            lambda score, x: score(x) - score(x.flip(0)).flip(0)
         ),
-        "every score is compared with every other's: compare image i in the batch with image i alone": (
-            lambda score, x: _small(score(x)[:, None] - _alone(score, x)[None, :])
+        "Half a batch can be mixed up like a whole one. Compare with each image alone.": _by(_halves),
+        "You ask for exact equality. Rounding depends on the size of a batch, so even a good model fails. "
+        "Allow the tolerance.": lambda score, x, tolerance=1e-4: torch.equal(score(x), _alone(score, x)),
+        "The verdict is the wrong way round: True means that batch mates do not matter.": (
+            lambda score, x, tolerance=1e-4: not is_batch_invariant(score, x, tolerance)
         ),
-        "this is the size of the change: asked is the verdict, so compare it with the tolerance": (
-            lambda score, x: _changes(score, x).abs().max().item()
+        "You compare every score with every other score. Compare image i in the batch with image i "
+        "alone.": _by(lambda score, x: score(x)[:, None] - _alone(score, x)[None, :]),
+        "You return the size of the change. The verdict is expected: compare the change with the "
+        "tolerance.": (lambda score, x, tolerance=1e-4: _changes(score, x).abs().max().item()),
+        "You return one verdict for each image. Return one verdict, for the largest change.": (
+            lambda score, x, tolerance=1e-4: _changes(score, x).abs() <= tolerance
         ),
-        "these are the verdicts of all images: return one, for the largest change": lambda score, x: (
-            _changes(score, x).abs() <= 1e-4
-        ),
-        "the image's neighbours in the batch are left out one at a time, the others stay: compare with each "
-        "image alone": lambda score, x: _small(score(x)[1:] - score(x[1:])),
+        "You leave one image out at a time, so the others still have batch mates. Compare with each image "
+        "alone.": _by(lambda score, x: score(x)[1:] - score(x[1:])),
     },
 )

@@ -9,7 +9,7 @@ from inctrl_lite.tiny.pretrain import contrastive_loss as library_loss
 
 
 def _embeddings(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures [m, D], captions [m, D] that fit them a little, and which captions read the same [m, m]."""
+    """Pictures [m, D], captions [m, D] that fit them a little, and which captions are equal [m, m]."""
     g = generator(seed)
     sentence = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4], [0, 1, 2, 0, 3, 3, 4], [0, 1, 0, 0]][seed])
     m = len(sentence)
@@ -32,7 +32,7 @@ def _loss_and_gradient(answer, image: Tensor, text: Tensor, scale: Tensor, same_
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same_text: Tensor) -> Tensor:
-    """CLIP's loss of pictures [m, D] and their captions [m, D]; same_text [m, m]: which read alike."""
+    """CLIP's loss of pictures [m, D] and captions [m, D]; same_text [m, m]: equal sentences."""
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     own = torch.eye(len(image), dtype=torch.bool)
     logits = (scale * image @ text.T).masked_fill(same_text & ~own, -torch.inf)
@@ -45,7 +45,7 @@ def _library(image: Tensor, text: Tensor, scale: Tensor, same_text: Tensor) -> T
 
 
 def _logits(image, text, scale, same_text, hidden: float = -torch.inf) -> Tensor:
-    """All logits, with what reads the same hidden."""
+    """All logits; pairs with the same text are hidden."""
     own = torch.eye(len(image), dtype=torch.bool)
     cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     return (scale * cosines).masked_fill(same_text & ~own, hidden)
@@ -96,62 +96,54 @@ check_contrastive_loss = Exercise(
     library=_library,
     cases=_pairs,
     run=_loss_and_gradient,
+    parts=("loss", "gradient of the pictures"),
     mistakes={
-        "the loss is a plain number without a gradient, so nothing can be learned from it: stay with "
-        "tensors, without .item(), .detach() or numpy": lambda i, t, s, same: contrastive_loss(
+        "The loss is a plain number without a gradient, so nothing can be learned from it. Use tensors "
+        "only, without .item(), .detach() or numpy.": lambda i, t, s, same: contrastive_loss(
             i, t, s, same
         ).item(),
-        "only pictures look for their captions: add the other direction, `logits.T`, and halve": _one_way,
-        "only captions look for their pictures: add the other direction, `logits` without .T, and halve": (
-            _other_way
-        ),
-        "both directions are added up: take their mean": lambda i, t, s, same: (
+        "Only pictures look for their captions. Add the other direction, `logits.T`, and divide by "
+        "2.": _one_way,
+        "Only captions look for their pictures. Add the other direction, `logits` without .T, and divide "
+        "by 2.": (_other_way),
+        "You add both directions. Take their mean.": lambda i, t, s, same: (
             2 * contrastive_loss(i, t, s, same)
         ),
-        "you add up the batch: take the mean over the pairs": lambda i, t, s, same: _both(
+        "You add the losses of the batch. Take the mean over the pairs.": lambda i, t, s, same: _both(
             _logits(i, t, s, same), reduction="sum"
         ),
-        "the scale is missing: cosines alone lie between -1 and 1, too close together for a softmax": (
+        "The scale is missing. Cosines lie between -1 and 1, which is too close together for a softmax.": (
             lambda i, t, s, same: contrastive_loss(i, t, torch.ones_like(s), same)
         ),
-        "the scale comes as it is, not as its logarithm: no .exp() here": lambda i, t, s, same: (
+        "The argument is the scale itself, not its logarithm: do not apply .exp().": lambda i, t, s, same: (
             contrastive_loss(i, t, s.exp(), same)
         ),
-        "you divide by the scale: it multiplies the cosines (a temperature, 1 / scale, would divide)": (
-            lambda i, t, s, same: contrastive_loss(i, t, 1 / s, same)
-        ),
-        "these are dot products, not cosines: normalise pictures and captions along their last axis first": (
+        "You divide by the scale. The cosines are multiplied by it. (One divides by a temperature, which "
+        "is 1 / scale.)": (lambda i, t, s, same: contrastive_loss(i, t, 1 / s, same)),
+        "These are dot products, not cosines: normalise pictures and captions along their last axis first.": (
             _not_normalised
         ),
-        "you normalise along the batch: every picture is a vector of its own, so take dim=-1": (
-            _along_the_batch
-        ),
-        "the right answers are wrong: caption i belongs to picture i, so the targets are 0, 1, ..., m - 1": (
+        "You normalise along the batch. Every picture has its own vector, so use dim=-1.": (_along_the_batch),
+        "The targets are wrong: caption i belongs to picture i, so they are 0, 1, ..., m - 1.": (
             lambda i, t, s, same: _both(
                 _logits(i, t, s, same, hidden=-1e4), torch.zeros(len(i), dtype=torch.long)
             )
         ),
-        "captions that read alike count as wrong: hide them by masked_fill, all but each picture's own": (
-            lambda i, t, s, same: contrastive_loss(i, t, s, torch.zeros_like(same))
-        ),
-        "you hide each picture's own caption too: `same_text` is true on the diagonal, so say `& ~own`": (
-            _own_hidden_too
-        ),
-        "a logit of 0 hides nothing, it is a cosine of 0: fill with -torch.inf": lambda i, t, s, same: _both(
-            _logits(i, t, s, same, hidden=0.0)
-        ),
-        "cross_entropy takes logits and applies the softmax itself: yours is a softmax too many": (
+        "Captions with the same text count as wrong. Exclude them with masked_fill, except for each "
+        "picture's own caption.": (lambda i, t, s, same: contrastive_loss(i, t, s, torch.zeros_like(same))),
+        "You exclude each picture's own caption as well. `same_text` is true on the diagonal, so write `& "
+        "~own`.": (_own_hidden_too),
+        "A logit of 0 excludes nothing, because it is a cosine of 0. Fill with "
+        "-torch.inf.": lambda i, t, s, same: _both(_logits(i, t, s, same, hidden=0.0)),
+        "cross_entropy takes logits and applies the softmax itself. Your softmax is one too many.": (
             lambda i, t, s, same: _both(_logits(i, t, s, same).softmax(1))
         ),
-        "one softmax over all pairs: each picture (a row) and each caption (a column) has its own": (
-            _one_softmax
-        ),
-        "a yes or no for every pair is another loss: here the m captions compete, in one softmax a row": (
-            _yes_or_no
-        ),
-        "the minus sign is missing: a loss falls when the right pair gains": lambda i, t, s, same: (
-            -contrastive_loss(i, t, s, same)
-        ),
+        "You apply one softmax to all pairs. Each picture (row) and each caption (column) needs its own "
+        "softmax.": (_one_softmax),
+        "A yes-or-no decision for every pair is another loss. Here the m captions compete, with one "
+        "softmax for each row.": (_yes_or_no),
+        "The minus sign is missing: the loss must fall when the right pair becomes more "
+        "probable.": lambda i, t, s, same: -contrastive_loss(i, t, s, same),
     },
 )
 
@@ -201,26 +193,27 @@ def _wrong_ones(similarity: Tensor, same_text: Tensor) -> tuple[float, float]:
 check_retrieval_accuracy = Exercise(
     solution=retrieval_accuracy,
     cases=_similarities,
+    parts=("pictures", "captions"),
     mistakes={
-        "you take the least similar: the answer is where the row, or column, is largest": (
+        "You take the least similar caption. The answer is where the row (or column) is largest.": (
             lambda s, same: retrieval_accuracy(-s, same)
         ),
-        "the two numbers have changed places: a picture is a row, and looks along it (argmax(1))": (
+        "The two numbers are exchanged. A picture is a row and looks along it (argmax(1)).": (
             lambda s, same: retrieval_accuracy(s.T, same)
         ),
-        "both numbers look along the rows: a caption looks down its column, argmax(0)": (
+        "Both numbers look along the rows. A caption looks down its column: argmax(0).": (
             lambda s, same: (retrieval_accuracy(s, same)[0],) * 2
         ),
-        "both numbers look down the columns: a picture looks along its row, argmax(1)": (
+        "Both numbers look down the columns. A picture looks along its row: argmax(1).": (
             lambda s, same: (retrieval_accuracy(s, same)[1],) * 2
         ),
-        "a caption that reads the same as the picture's own is right as well: look the answer up in "
-        "`same_text`": _exact,
-        "better than the average answer is not enough: the most similar one is the answer": (
+        "A caption with the same text as the picture's own caption is right as well. Look the answer up "
+        "in `same_text`.": _exact,
+        "To be better than the average answer is not enough. The most similar one is the answer.": (
             _better_than_average
         ),
-        "a share lies between 0 and 1: divide the count by m": _as_often,
-        "a share, not a percentage: no factor of 100": _percent,
-        "this is the share of wrong answers: count the right ones": _wrong_ones,
+        "A share lies between 0 and 1: divide the count by m.": _as_often,
+        "Return a share, not a percentage: no factor of 100.": _percent,
+        "This is the share of wrong answers. Count the right ones.": _wrong_ones,
     },
 )

@@ -57,33 +57,35 @@ check_focal_loss = Exercise(
     library=partial(library_focal_loss, double_sigmoid=False),
     cases=_scores,
     run=_loss_and_gradient,
+    parts=("loss", "gradient of the scores"),
     mistakes={
-        "the loss is a plain number without a gradient, so nothing can be learned from it: stay with "
-        "tensors, without .item(), .detach() or numpy": lambda s, y, gamma: focal_loss(s, y, gamma).item(),
-        "the value is right, its gradient is not: the weight (1 - p_t) ** gamma depends on the scores too, "
-        "so do not detach it": _weight_detached,
-        "one loss for every image is what you return: take their mean": _of_each,
-        "you add up the batch: take the mean, or twice the images are twice the step": (
+        "The loss is a plain number without a gradient, so nothing can be learned from it. Use tensors "
+        "only, without .item(), .detach() or numpy.": lambda s, y, gamma: focal_loss(s, y, gamma).item(),
+        "The value is right, but its gradient is wrong. The weight (1 - p_t) ** gamma depends on the "
+        "scores as well, so do not detach it.": _weight_detached,
+        "You return one loss for each image: take their mean.": _of_each,
+        "You add the losses of the batch. Take the mean; otherwise the step grows with the batch size.": (
             lambda s, y, gamma: _of_each(s, y, gamma).sum()
         ),
-        "normal images are treated like anomalous ones: for label 0 the truth has probability 1 - score": (
+        "You treat normal images like anomalous ones. For label 0 the truth has the probability 1 - score.": (
             lambda s, y, gamma: focal_loss(s, torch.ones_like(y), gamma)
         ),
-        "the labels are the wrong way round: 1 is anomalous, and a score is the probability of that": (
+        "The labels are exchanged: 1 is anomalous, and a score is the probability of anomalous.": (
             lambda s, y, gamma: focal_loss(s, 1 - y, gamma)
         ),
-        "the weight favours what is right already: it is (1 - p_t) ** gamma": _weighted_by_the_right,
-        "a loss is large for mistakes: the minus sign before the logarithm is missing": (
+        "The weight favours images that are right already. It is (1 - p_t) ** gamma.": _weighted_by_the_right,
+        "A loss is large for mistakes: the minus sign before the logarithm is missing.": (
             lambda s, y, gamma: -focal_loss(s, y, gamma)
         ),
-        "one weight for the whole batch, made from its mean cross-entropy: each image has a weight of its "
-        "own, so take the mean last (reduction='none' keeps the images apart)": _of_the_mean,
-        "gamma changes nothing: this is plain cross-entropy, the weight is missing": (
+        "You compute one weight for the whole batch from its mean cross-entropy. Each image "
+        "has its own weight, so take the mean last (reduction='none' keeps the images "
+        "apart).": _of_the_mean,
+        "gamma changes nothing: this is plain cross-entropy, and the weight is missing.": (
             lambda s, y, gamma: focal_loss(s, y, 0.0)
         ),
-        "gamma is always 2: use the argument": lambda s, y, gamma: focal_loss(s, y, 2.0),
-        "these scores are probabilities already: no sigmoid here (you have built the double one, which comes "
-        "next)": lambda s, y, gamma: focal_loss(s.sigmoid(), y, gamma),
+        "gamma is always 2: use the argument.": lambda s, y, gamma: focal_loss(s, y, 2.0),
+        "These scores are probabilities already, so no sigmoid belongs here. (You have built the double "
+        "sigmoid, which comes next.)": lambda s, y, gamma: focal_loss(s.sigmoid(), y, gamma),
     },
 )
 
@@ -103,23 +105,25 @@ def _without_weight(label: int, gamma: float) -> tuple[float, float]:
 check_loss_range = Exercise(
     solution=loss_range,
     cases=lambda seed: (seed % 2, (2.0, 2.0, 0.0, 3.5)[seed]),
+    parts=("smallest loss", "largest loss"),
     mistakes={
-        "this is the range without a second sigmoid: send the two ends 0 and 1 through it first": (
+        "This is the range without a second sigmoid. Pass the two ends 0 and 1 through it first.": (
             lambda label, gamma: (0.0, math.inf)
         ),
-        "smallest first: which end is worse depends on the label": lambda label, gamma: loss_range(
-            label, gamma
-        )[::-1],
-        "both labels have the same range in your answer: for label 0 the probability of the truth is 1 - p": (
-            lambda label, gamma: loss_range(1, gamma)
+        "Return the smallest loss first. Which end is worse depends on the label.": lambda label, gamma: (
+            loss_range(label, gamma)[::-1]
         ),
-        "the labels are the wrong way round: 1 is anomalous": lambda label, gamma: loss_range(
-            1 - label, gamma
+        "Both labels have the same range in your answer. For label 0 the probability of the truth is 1 - "
+        "p.": (lambda label, gamma: loss_range(1, gamma)),
+        "The labels are exchanged: 1 is anomalous.": lambda label, gamma: loss_range(1 - label, gamma),
+        "This is cross-entropy: the weight (1 - p_t) ** gamma is missing.": _without_weight,
+        "Return the smallest loss first. You return the loss at score 0 and then the loss at score 1, and "
+        "for label 1 the first one is larger.": lambda label, gamma: loss_range(label, gamma)[
+            :: -1 if label else 1
+        ],
+        "You treat a score of 1 as perfect and a score of 0 as worst. For a normal image it is the "
+        "opposite.": lambda label, gamma: (
+            loss_range(label, gamma) if label else loss_range(label, gamma)[::-1]
         ),
-        "this is cross-entropy: the weight (1 - p_t) ** gamma is missing": _without_weight,
-        "smallest first: you return the loss at score 0, then that at score 1, and for label 1 the first is "
-        "the larger": lambda label, gamma: loss_range(label, gamma)[:: -1 if label else 1],
-        "you take a score of 1 as perfect and one of 0 as worst: for a normal image it is the other way "
-        "round": lambda label, gamma: loss_range(label, gamma) if label else loss_range(label, gamma)[::-1],
     },
 )

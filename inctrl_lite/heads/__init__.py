@@ -3,7 +3,20 @@
 from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
 from inctrl_lite.heads.lite import LiteConfig, LiteHead
 from inctrl_lite.heads.paper import PaperHead
+from inctrl_lite.heads.prior import PriorConfig, PriorHead
 
-HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead}
+HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead, "prior": PriorHead}
 
-__all__ = ["HEADS", "TERMS", "Adapter", "Head", "LiteConfig", "LiteHead", "PaperHead", "ScoreHead", "fuse"]
+__all__ = [
+    "HEADS",
+    "TERMS",
+    "Adapter",
+    "Head",
+    "LiteConfig",
+    "LiteHead",
+    "PaperHead",
+    "PriorConfig",
+    "PriorHead",
+    "ScoreHead",
+    "fuse",
+]

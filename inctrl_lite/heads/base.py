@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
+from inctrl_lite.support import SupportSet
 
 TERMS = ("text", "image", "patch")
 
@@ -24,13 +26,50 @@ class Head(nn.Module, ABC):
         needs_statistics: it uses the support set's `normal_statistics`.
         augments_support: the support set is to hold augmented copies when images are scored.
         loss_on_logits: the focal loss passes its scores through a second sigmoid, as the public code does.
+        all_terms: the terms that this kind of head has.
+        any_grid: it works on a residual map of any size.
     """
 
     needs_text: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     augments_support: ClassVar[bool] = False
     loss_on_logits: ClassVar[bool] = False
-    terms: tuple[str, ...] = TERMS
+    all_terms: ClassVar[tuple[str, ...]] = TERMS
+    any_grid: ClassVar[bool] = False
+    terms: tuple[str, ...]
+
+    @classmethod
+    def build(
+        cls, embed_dim: int, num_patches: int, stage_widths: Sequence[int], terms: Collection[str] | None
+    ) -> Head:
+        """A head with random initial weights for a backbone of these sizes.
+
+        Args:
+            embed_dim: D of the global embedding.
+            num_patches: N of the residual map.
+            stage_widths: C of each stage.
+            terms: which terms the score is made of; None: all.
+
+        Raises:
+            InctrlError: a term that this head does not have.
+        """
+        chosen = cls.all_terms if terms is None else tuple(terms)
+        if unknown := set(chosen) - set(cls.all_terms):
+            raise InctrlError(
+                f"{cls.__name__} has no term {', '.join(sorted(unknown))}: choose from {', '.join(cls.all_terms)}"
+            )
+        return cls._build(embed_dim, num_patches, stage_widths, chosen)
+
+    @classmethod
+    @abstractmethod
+    def _build(
+        cls, embed_dim: int, num_patches: int, stage_widths: Sequence[int], terms: tuple[str, ...]
+    ) -> Head:
+        """What `build` does."""
+
+    def normal_level(self, support: SupportSet) -> Float[Tensor, " 1"] | None:
+        """What the head expects of a normal image, from one support set; None where it needs nothing."""
+        return None
 
     @abstractmethod
     def forward(self, evidence: Evidence) -> Scores:
@@ -97,6 +136,3 @@ def fuse(
     for term in terms:
         total = total + parts[term]
     return total
-
-
-Settings = dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,12 @@ class LiteHead(Head):
             torch.tensor([self.config.global_slope, math.log(self.config.global_ratio)])
         )
 
+    @classmethod
+    def _build(
+        cls, embed_dim: int, num_patches: int, stage_widths: Sequence[int], terms: tuple[str, ...]
+    ) -> LiteHead:
+        return cls(embed_dim, num_patches, terms)
+
     def forward(self, evidence: Evidence) -> Scores:
         """Scores with all terms; `holistic_map` has `ranks` entries."""
         config = self.config
@@ -108,7 +114,7 @@ class LiteHead(Head):
             training_free = 1 - (1 - training_free) * (1 - global_score)  # either is enough
         final = (holistic + training_free) / 2 if {"patch", "image"} & set(self.terms) else holistic
         patch = evidence.patch_map.amax(-1)
-        return Scores(final, evidence.patch_map, patch, holistic, image, text, holistic_map)
+        return Scores(final, evidence.patch_map, patch, holistic, image, text, holistic_map=holistic_map)
 
 
 def ranked_z_scores(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from inctrl_lite.evidence import Evidence, Scores
 from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
@@ -32,6 +32,12 @@ class PaperHead(Head):
         self.image = ScoreHead(embed_dim)
         self.holistic = ScoreHead(num_patches)
 
+    @classmethod
+    def _build(
+        cls, embed_dim: int, num_patches: int, stage_widths: Sequence[int], terms: tuple[str, ...]
+    ) -> PaperHead:
+        return cls(embed_dim, num_patches, terms)
+
     def forward(self, evidence: Evidence) -> Scores:
         """Scores with all terms; no gradient flows through the text score."""
         adapted = self.adapter(evidence.query_embedding), self.adapter(evidence.support_embedding)
@@ -41,4 +47,4 @@ class PaperHead(Head):
         holistic_map = fuse(self.terms, evidence.patch_map, image, text)
         holistic = self.holistic(holistic_map)
         final = (holistic + patch) / 2 if "patch" in self.terms else holistic
-        return Scores(final, evidence.patch_map, patch, holistic, image, text, holistic_map)
+        return Scores(final, evidence.patch_map, patch, holistic, image, text, holistic_map=holistic_map)

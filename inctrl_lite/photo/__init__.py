@@ -1,0 +1,1 @@
+"""The photo detector: a learned prior for EfficientNet-Lite0."""

@@ -13,8 +13,9 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from inctrl_lite.backbones import Backbone, load_backbone
@@ -36,6 +39,7 @@ from inctrl_lite.device import process_group
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import check_writable, locked, read_checked, write_checked, write_text
+from inctrl_lite.heads import own_head
 from inctrl_lite.metrics import image_metrics, pixel_metrics
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.store import FeatureStore
@@ -54,7 +58,7 @@ class Protocol:
         name: "embedded", "real" or "paper".
         auxiliary: -> categories to train on.
         tests: data set -> its categories.
-        head: the head whose ablations are run.
+        head: the head whose ablations are run: "paper", or "own" for InCTRL-lite.
         steps: training steps.
         batches: batches of episodes that are computed for them.
         trained_on: the auxiliary set, by a name that no other has.
@@ -62,8 +66,8 @@ class Protocol:
 
     name: str
     auxiliary: Callable[[], list[Category]]
-    tests: dict[str, Callable[[], list[Category]]]
-    head: str = "lite"
+    tests: Mapping[str, Callable[[], list[Category]]]
+    head: str = "own"
     steps: int = 200
     batches: int = 100
     trained_on: str = AUXILIARY
@@ -74,7 +78,7 @@ def embedded() -> Protocol:
     return Protocol(
         "embedded",
         lambda: load_world(AUXILIARY),
-        {name: lambda name=name: load_world(name) for name in EVALUATION},
+        {name: partial(load_world, name) for name in EVALUATION},
     )
 
 
@@ -86,7 +90,7 @@ def real(data: Path) -> Protocol:
     return Protocol(
         "real",
         lambda: load_world(AUXILIARY),
-        {f.name: lambda f=f: _one_vs_rest(load_dataset(f)) for f in folders},
+        {f.name: partial(_load_real, f) for f in folders},
     )
 
 
@@ -103,7 +107,7 @@ def paper(data: Path, auxiliary: str = "mvtec") -> Protocol:
             f"the paper's protocol trains on {auxiliary!r} and tests on other data sets: expected "
             f"{data / auxiliary} and {others}, in MVTec's layout or prepared with a manifest"
         )
-    tests = {n: lambda f=sets[n]: _one_vs_rest(load_dataset(f)) for n in tested}
+    tests = {n: partial(_load_real, sets[n]) for n in tested}
     categories = load_dataset(sets[auxiliary])
     trained_on = f"{auxiliary} {contents(*categories)}"
     return Protocol("paper", lambda: categories, tests, "paper", 1000, 1000, trained_on)
@@ -118,6 +122,10 @@ def contents(*categories: Category) -> str:
         if isinstance(item.image, np.ndarray):
             digest.update(item.image.tobytes())
     return digest.hexdigest()
+
+
+def _load_real(folder: Path) -> list[Category]:
+    return _one_vs_rest(load_dataset(folder))
 
 
 def _one_vs_rest(categories: list[Category]) -> list[Category]:
@@ -196,11 +204,12 @@ def run_benchmark(
     backbone = backbone or load_backbone("paper" if protocol.name == "paper" else "tiny")
     backbone.to(processes.device)
     store = FeatureStore(backbone)
-    entries = methods_for(backbone, protocol.head)
+    head = own_head(backbone) if protocol.head == "own" else protocol.head
+    entries = methods_for(backbone, head)
     settings = {
         "protocol": protocol.name,
         "trained on": protocol.trained_on,
-        "head": protocol.head,
+        "head": head,
         "steps": protocol.steps,
         "batches": protocol.batches,
         "shots": list(shots),
@@ -413,35 +422,26 @@ def map_metrics(
     """
     if any(item.label == 1 and item.mask is None for item in items):
         return {}
+    sizes = [load_image(item.image).size for item in items]
+    width, height = (max(side) for side in zip(*sizes, strict=True))
+    factor = max(1.0, max(width, height) / pixels)
+    size = max(1, round(width / factor)), max(1, round(height / factor))
     lowest = float(maps.min())
-    values, truths = [], []
-    for item, grid in zip(items, maps, strict=True):
-        width, height = load_image(item.image).size
-        factor = max(1.0, max(width, height) / pixels)
-        size = max(1, round(width / factor)), max(1, round(height / factor))
-        values.append(np.nan_to_num(preprocessor.to_picture(grid, size), nan=lowest))
-        mask = np.zeros((height, width), bool)
-        if item.mask is not None:
-            mask = load_mask(item.mask, (width, height))
-        truths.append(reduce_mask(mask, size))
-    return pixel_metrics(pad_to_common(truths, False), pad_to_common(values, lowest))
+    values = [
+        np.nan_to_num(preprocessor.to_picture(grid, own, size), nan=lowest)
+        for grid, own in zip(maps, sizes, strict=True)
+    ]
+    masks = [
+        np.zeros(size[::-1], bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
+        for item, own in zip(items, sizes, strict=True)
+    ]
+    return pixel_metrics(np.stack(masks), np.stack(values))
 
 
-def reduce_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask at (width, height), not larger than it is; a pixel is set if any pixel that it covers is."""
+def resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """A mask at (width, height); a pixel of a smaller one is set if any pixel that it covers is."""
     tensor = torch.from_numpy(mask.astype(np.float32))[None]
-    return torch.nn.functional.adaptive_max_pool2d(tensor, (size[1], size[0]))[0].numpy() > 0
-
-
-def pad_to_common(pictures: list[np.ndarray], value: float) -> np.ndarray:
-    """Pictures of different sizes as one array [B, H, W]; what is added at the right and below is `value`."""
-    rows, columns = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    return np.stack(
-        [
-            np.pad(p, ((0, rows - p.shape[0]), (0, columns - p.shape[1])), constant_values=value)
-            for p in pictures
-        ]
-    )
+    return F.adaptive_max_pool2d(tensor, (size[1], size[0]))[0].numpy() > 0
 
 
 # --- results -----------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,8 @@ NOTE = (
     "AUROC: mean over the categories of a data set, over the draws of the normal images and over the trained "
     "heads, ± standard deviation over the draws. ¹ best, ² second best of a column. InCTRL and "
     "InCTRL-lite are trained once, on the auxiliary set alone; all methods see the same frozen features and "
-    "the same normal images. InCTRL-lite is this package's own head; InCTRL (paper's head) is the paper's, trained here."
+    "the same normal images. InCTRL-lite is this package's own head; InCTRL (paper's head) is the paper's, "
+    "trained here."
 )
 
 
@@ -57,7 +59,7 @@ def write_tables(folder: Path, cells: pd.DataFrame, records: list[dict], cost: p
     for name, (_, figure) in drawn.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
-        write_whole(folder / "figures" / f"{name}.png", lambda path, b=buffer: path.write_bytes(b.getvalue()))
+        write_whole(folder / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
     sections = [Section(title, table=table) for title, table in tables]
     sections += [Section(title, figure=figure) for title, figure in drawn.values()]
     write_report(folder / "report.html", "Benchmark of generalist anomaly detection", NOTE, sections)
@@ -250,7 +252,7 @@ def _colours(methods: Sequence[str]) -> dict[str, object]:
 
 
 def _figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs
+    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
     from matplotlib.figure import Figure
 
@@ -452,7 +454,7 @@ def quality_and_time(summary: pd.DataFrame, cost: pd.DataFrame) -> Figure:
         for row in part.sort_values("auroc").itertuples()
     ]
     figure.draw_without_rendering()  # fixes where things are
-    taken = []
+    taken: list[Any] = []
     for name in names:  # up, until none lies on another
         while any(name.get_window_extent().overlaps(other) for other in taken):
             name.xyann = (name.xyann[0], name.xyann[1] + 2)

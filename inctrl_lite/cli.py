@@ -6,13 +6,16 @@ import json as json_
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inctrl_lite import __version__
 from inctrl_lite.data.commands import app as data_app
 from inctrl_lite.errors import InctrlError
+
+if TYPE_CHECKING:
+    from inctrl_lite.data.category import Category
 
 app = typer.Typer(
     name="inctrl-lite",
@@ -259,10 +262,10 @@ def benchmark(
 
     if protocol not in ("embedded", "real", "paper"):
         raise typer.BadParameter(f"{protocol!r}: choose embedded, real or paper", param_hint="--protocol")
-    if protocol != "embedded" and data is None:
-        raise typer.BadParameter(f"the {protocol} protocol needs a folder of data sets", param_hint="--data")
     if protocol == "embedded":
         chosen = b.embedded()
+    elif data is None:
+        raise typer.BadParameter(f"the {protocol} protocol needs a folder of data sets", param_hint="--data")
     else:
         chosen = b.real(data) if protocol == "real" else b.paper(data, auxiliary)
     processes = process_group(device)
@@ -337,7 +340,7 @@ def root(
         raise typer.Exit()
 
 
-def _categories(data: str):
+def _categories(data: str) -> list[Category]:
     """The categories of a procedural world, a manifest or a folder."""
     from inctrl_lite.data import worlds
     from inctrl_lite.data.manifest import load_dataset
@@ -350,7 +353,7 @@ def _categories(data: str):
     return load_dataset(data)
 
 
-def _print_json(value) -> None:
+def _print_json(value: Any) -> None:
     print(json_.dumps(value, indent=2, default=str, allow_nan=False))
 
 

@@ -67,8 +67,8 @@ class Lab:
 
     @cached_property
     def detector(self) -> AnomalyDetector:
-        """A trained detector: the one in the package (InCTRL-lite on the "tiny" backbone), or in full mode the
-        one that INCTRL_LITE_MODEL names."""
+        """A trained detector: the one in the package (InCTRL-lite on the "tiny" backbone), or in full mode
+        the one that INCTRL_LITE_MODEL names."""
         from inctrl_lite.detector import AnomalyDetector
 
         name = os.environ.get(MODEL, "") if self.full else "tiny"

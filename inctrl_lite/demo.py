@@ -84,7 +84,7 @@ def run_demo(
         support = draw_support(category, shots, seed)
         detector.fit([item.image for item in support], category.name)
         predictions = detector.predict([(item.name, item.image) for item in category.test], category.name)
-        labels = [item.label for item in category.test]
+        labels = category.labels
         row = {
             "world": category.dataset,
             "domain": category.domain,
@@ -135,8 +135,8 @@ def _write(result: Demo, examples: dict[str, list[Card]]) -> None:
     sections.append(Section("By category", table=details))
     shots = result.table["shots"].iloc[0]
     lead = (
-        "One InCTRL-lite model, trained once on procedural industrial images, scores worlds it was not trained on "
-        f"from K = {shots} normal images of each category. All pictures are drawn by the package; the "
-        "backbone is the embedded tiny CLIP."
+        "One InCTRL-lite model, trained once on procedural industrial images, scores worlds it was not "
+        f"trained on from K = {shots} normal images of each category. All pictures are drawn by the package; "
+        "the backbone is the embedded tiny CLIP."
     )
     write_report(result.report, "One model, many domains", lead, sections)

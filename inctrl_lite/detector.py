@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inctrl_lite.augment import augmentation_count
 from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
@@ -196,11 +197,12 @@ class AnomalyDetector:
         """A trained detector.
 
         Args:
-            name: "photo" or "tiny" (they come with the package), a folder written by `InCTRL.save_pretrained` or by
-                training, a `.pyth` file of the public code, or a Hugging Face Hub id.
+            name: "photo" or "tiny" (they come with the package), a folder written by
+                `InCTRL.save_pretrained` or by training, a `.pyth` file of the public code, or a Hugging
+                Face Hub id.
             backbone: None: the backbone that the model was trained on.
-            image_size: side of the backbone's input, where it takes any ("photo"); larger finds smaller defects
-                and takes longer. None: the usual one.
+            image_size: side of the backbone's input, where it takes any ("photo"); larger finds smaller
+                defects and takes longer. None: the usual one.
             device: "auto", "cpu", "cuda", "mps", ...
 
         Raises:
@@ -275,8 +277,11 @@ class AnomalyDetector:
                 f"{category}: some normal images are the same picture, which adds nothing", stacklevel=2
             )
         features, augmented = ImageFeatures.cat(parts), ImageFeatures.cat(copies) if copies else None
+        support = self.model.support(features, augmented)
+        if support.normal_statistics is None:  # for the colours of maps
+            support = SupportSet.of(features, augmented)
         fitted = FittedCategory(
-            support=self.model.support(features, augmented),
+            support=support,
             text=text_prototypes(self.backbone, category) if self.model.head.needs_text else None,
             threshold=None,
             threshold_source="none: thresholds compare normal images with each other, and there is only one",
@@ -349,11 +354,7 @@ class AnomalyDetector:
         skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
         sources = list(named_sources(images))
         stream = self.stream(sources, category, batch_size=batch_size, skipped=skipped)
-        if progress:
-            from tqdm.auto import tqdm
-
-            stream = tqdm(stream, total=len(sources), unit="image", desc="scoring")
-        found = list(stream)
+        found = list(tqdm(stream, total=len(sources), unit="image", desc="scoring", disable=not progress))
         known = [prediction.name for prediction in found if prediction.in_support]
         if known:
             warnings.warn(
@@ -379,7 +380,9 @@ class AnomalyDetector:
         category = self._category(category)
         fitted = self.categories[category]
         encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
-        limits = colour_range(fitted.support.normal_statistics)
+        limits = (0.0, 1.0)
+        if fitted.support.normal_statistics is not None:
+            limits = colour_range(fitted.support.normal_statistics)
         for batch in batched(named_sources(images), batch_size):
             readable = []
             for (name, source), picture in zip(batch, in_threads(_load, batch), strict=True):

@@ -120,7 +120,7 @@ def evaluate(
             batch_size=batch_size,
             progress=progress,
         )
-        labels = [item.label for item in category.test]
+        labels = category.labels
         metrics = image_metrics(labels, scores.final.tolist())
         rows.append(
             {"dataset": category.dataset, "category": category.name, "domain": category.domain}

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,8 +64,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "Choose a folder that is writable and has space")
-        raise InctrlError(f"cannot write {path}: {error.strerror or error}. {remedy}") from error
+        raise _not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -77,8 +77,33 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
+def fill_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
+    """Let `fill` work in a temporary folder beside `path`, then put it in place in one step.
+
+    Raises:
+        InctrlError: the folder cannot be made or written, or the disk is full; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        _remove_orphans_once(path.parent.absolute(), os.getpid())
+        fill(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _not_written(path: Path, error: OSError) -> InctrlError:
+    remedy = REMEDIES.get(error.errno or 0, "Choose a folder that is writable and has space")
+    return InctrlError(f"cannot write {path}: {error.strerror or error}. {remedy}")
+
+
 def remove_orphans(folder: str | Path) -> list[Path]:
-    """Remove temporary files of `write_whole` whose process has ended, and return where they were.
+    """Remove temporary files and folders whose process has ended, and return where they were.
 
     Files of running processes and of other machines that share the folder are left alone.
     """
@@ -89,7 +114,7 @@ def remove_orphans(folder: str | Path) -> list[Path]:
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["machine"] == _machine() and not psutil.pid_exists(int(match["process"])):
             with contextlib.suppress(OSError):  # another process may have been faster
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 found.append(path)
     return found
 

@@ -42,8 +42,8 @@ class InCTRL(
     Args:
         embed_dim: D of the global embedding (640 for ViT-B/16+).
         num_patches: N of the residual map (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
-        head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "prior" (InCTRL-lite for a backbone without text
-            encoder).
+        head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "prior" (InCTRL-lite for a backbone without
+            text encoder).
         backbone: arguments of `load_backbone` for the backbone it is trained on, saved along.
         terms: which terms the score is made of; None: all. Fewer are for ablations.
         stage_widths: C of each stage; only the "prior" head needs it.
@@ -96,7 +96,7 @@ class InCTRL(
         return self.head(self.compare(query, support, text))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:  # type: ignore[override]  # fewer options
         """A trained model from a folder written by `save_pretrained`, or from the Hugging Face Hub.
 
         Raises:

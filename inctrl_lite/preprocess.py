@@ -106,20 +106,24 @@ class Preprocessor:
         return columns[0], rows[0], columns[1], rows[1]
 
     def to_picture(
-        self, values: Real[np.ndarray, "h w"], picture_size: tuple[int, int]
+        self,
+        values: Real[np.ndarray, "h w"],
+        picture_size: tuple[int, int],
+        drawn_size: tuple[int, int] | None = None,
     ) -> Float[np.ndarray, "H W"]:
-        """A map of the input, of any resolution, at the size of its picture.
+        """A map of the input, of any resolution, laid over its picture.
 
         Args:
             values: one number for each cell of a grid over the whole input.
             picture_size: (width, height) of the picture.
+            drawn_size: (width, height) of the result; None: that of the picture.
 
         Returns:
             Bilinear interpolation between the cells' centres; NaN where the model saw nothing.
         """
-        rows, columns = (
-            _interpolation(self, picture_size, axis, cells) for axis, cells in enumerate(values.shape)
-        )
+        width, height = drawn_size or picture_size
+        rows = _interpolation(self, picture_size, 0, values.shape[0], height)
+        columns = _interpolation(self, picture_size, 1, values.shape[1], width)
         # [H, h] [h, w] [w, W] -> [H, W]
         return rows @ np.asarray(values, np.float32) @ columns.T
 
@@ -139,29 +143,33 @@ class Preprocessor:
         return F.adaptive_avg_pool2d(seen[None], grid or self.size)[0]
 
 
-def _model_positions(preprocessor: Preprocessor, picture_size: tuple[int, int], axis: int) -> np.ndarray:
-    """Where the centre of each row (axis 0) or column (axis 1) of pixels lies in the input, in input
-    pixels."""
-    placement, length = preprocessor.place(picture_size), picture_size[1 - axis]
-    return (np.arange(length) + 0.5) * placement.resized[axis] / length - placement.offset[axis]
+def _model_positions(
+    preprocessor: Preprocessor, picture_size: tuple[int, int], axis: int, count: int
+) -> Float[np.ndarray, " n"]:
+    """Where the centres of `count` equal parts of the picture's height (axis 0) or width (axis 1) lie.
+
+    In pixels of the input.
+    """
+    placement = preprocessor.place(picture_size)
+    return (np.arange(count) + 0.5) * placement.resized[axis] / count - placement.offset[axis]
 
 
 def _seen_range(preprocessor: Preprocessor, picture_size: tuple[int, int], axis: int) -> tuple[int, int]:
-    positions = _model_positions(preprocessor, picture_size, axis)
+    positions = _model_positions(preprocessor, picture_size, axis, picture_size[1 - axis])
     seen = np.flatnonzero((positions >= 0) & (positions <= preprocessor.size[axis]))
     return int(seen[0]), int(seen[-1]) + 1
 
 
 def _interpolation(
-    preprocessor: Preprocessor, picture_size: tuple[int, int], axis: int, cells: int
+    preprocessor: Preprocessor, picture_size: tuple[int, int], axis: int, cells: int, count: int
 ) -> Float[np.ndarray, "n cells"]:
-    """Weights of the cells for each row or column of pixels; NaN for those that the model does not see."""
-    positions = _model_positions(preprocessor, picture_size, axis)
+    """Weights of the cells for each of `count` positions; NaN for those that the model does not see."""
+    positions = _model_positions(preprocessor, picture_size, axis, count)
     size = preprocessor.size[axis]
     at = (positions * cells / size - 0.5).clip(0, cells - 1)  # in cells, between centres
     low = np.minimum(at.astype(int), max(cells - 2, 0))
-    weights = np.zeros((len(at), cells), np.float32)
-    each = np.arange(len(at))
+    weights = np.zeros((count, cells), np.float32)
+    each = np.arange(count)
     weights[each, low] = 1 - (at - low)
     if cells > 1:
         weights[each, low + 1] = at - low

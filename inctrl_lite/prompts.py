@@ -7,6 +7,7 @@ of InCTRL's public code). The mean of their embeddings gives two prototypes, one
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,11 +53,18 @@ SHORT_PROMPT_CATEGORIES = frozenset(
 )
 
 
+# Names whose first sound is a vowel; "an" stands before them.
+_AN = re.compile(r"(?!eu|one|once)[aeio]", re.IGNORECASE)
+# Names of the paper's data sets, before which the public code writes "a" all the same.
+_PUBLIC_WORDING = frozenset({"AITEX", "elpv"})
+
+
 def text_prompts(category: str) -> tuple[list[str], list[str]]:
     """The sentences for a category: (normal, anomalous).
 
     154 and 88 of them (7 and 4 states in 22 templates), or one each for the natural categories in
-    `SHORT_PROMPT_CATEGORIES`. Underscores in the name become spaces. Source: public code.
+    `SHORT_PROMPT_CATEGORIES`. Underscores in the name become spaces. Source: public code, which writes "a"
+    before every name; here it is "an even digit", but "a AITEX" and "a elpv" as there.
 
     >>> normal, anomalous = text_prompts("metal_nut")
     >>> len(normal), len(anomalous)
@@ -73,7 +81,10 @@ def text_prompts(category: str) -> tuple[list[str], list[str]]:
         ]
 
     def ensemble(states: tuple[str, ...]) -> list[str]:
-        return [template.format(state.format(name)) for state in states for template in TEMPLATES]
+        sentences = [template.format(state.format(name)) for state in states for template in TEMPLATES]
+        if _AN.match(name) and name not in _PUBLIC_WORDING:
+            sentences = [sentence.replace(f" a {name}", f" an {name}") for sentence in sentences]
+        return sentences
 
     return ensemble(NORMAL_STATES), ensemble(ANOMALOUS_STATES)
 

@@ -103,7 +103,7 @@ def score_folder(
     if threshold is not None and not 0 <= threshold <= 1:
         raise InctrlError(f"threshold {threshold}: scores lie in [0, 1], so choose one from there")
     drawn = (out / "heatmaps").resolve()  # by an earlier run, perhaps inside the folders that are read now
-    items = [item for item in _items(Path(queries)) if drawn not in item.image.resolve().parents]
+    items = [item for item in _items(Path(queries)) if drawn not in item.file.resolve().parents]
     pool = [
         Item(path, 0, path.relative_to(normals).as_posix())
         for path in find_images(normals)
@@ -148,7 +148,7 @@ def score_folder(
         metrics=_metrics(predictions, labels),
         out=out,
     )
-    _write(result, labels, [item.image for item in support])
+    _write(result, labels, [item.file for item in support])
     return result
 
 
@@ -186,7 +186,7 @@ def _write(result: FolderScores, labels: dict[str, int], normals: list[Path]) ->
     write_text(out / "scores.json", json.dumps(result.to_dict(), indent=2, default=str) + "\n")
     for prediction in predictions:
         path = out / "heatmaps" / f"{prediction.name}.png"  # with its suffix: a.jpg and a.png stay apart
-        write_whole(path, lambda temporary, p=prediction: p.overlay().save(temporary))
+        write_whole(path, prediction.overlay().save)
 
     ranked = sorted(predictions, key=lambda p: -p.score)
     cut = f" The first {SHOWN} of {len(ranked)} are shown; scores.csv has all." if len(ranked) > SHOWN else ""

@@ -12,11 +12,13 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -125,7 +127,7 @@ class RecordStore(Generic[R]):
                 )
             data = row.view(torch.uint8).numpy().tobytes()
             entry = data + zlib.crc32(data).to_bytes(CHECKSUM, "little")
-            write_whole(self.path(item), lambda temporary, entry=entry: temporary.write_bytes(entry))
+            write_whole(self.path(item), partial(Path.write_bytes, data=entry))
 
 
 class FeatureStore:
@@ -192,15 +194,12 @@ class FeatureStore:
 
 def pack(record: TensorRecord) -> Tensor:
     """All tensors of a record as one row of numbers for each element of the batch [B, n]."""
-    rows: list[Tensor] = []
-    record.map(lambda tensor: rows.append(tensor.flatten(1)) or tensor)
-    return torch.cat(rows, dim=1)
+    return torch.cat([tensor.flatten(1) for tensor in record.tensors()], dim=1)
 
 
 def unpack(rows: Tensor, template: R) -> R:
     """The record of packed rows, with the shapes of `template`."""
-    sizes: list[int] = []
-    template.map(lambda tensor: sizes.append(tensor[0].numel()) or tensor)
+    sizes = [tensor[0].numel() for tensor in template.tensors()]
     parts: Iterator[Tensor] = iter(rows.split(sizes, dim=1))
     return template.map(lambda tensor: next(parts).reshape(len(rows), *tensor.shape[1:]))
 
@@ -209,15 +208,16 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=4).hexdigest()
 
 
-def _read_row(path: Path, row: np.ndarray) -> bool:
+def _read_row(path: Path, row: UInt8[np.ndarray, " n"]) -> bool:
     """Read a file into `row`; False if it is missing, of another size, or its checksum is wrong."""
     try:
-        with path.open("rb", buffering=0) as file:
-            if file.readinto(row) != row.size or file.read(1):
-                return False
+        data = path.read_bytes()
     except FileNotFoundError:
         return False
-    return zlib.crc32(row[:-CHECKSUM]) == int.from_bytes(row[-CHECKSUM:].tobytes(), "little")
+    if len(data) != row.size or zlib.crc32(data[:-CHECKSUM]) != int.from_bytes(data[-CHECKSUM:], "little"):
+        return False
+    row[:] = np.frombuffer(data, np.uint8)
+    return True
 
 
 def image_digest(item: Item) -> str:

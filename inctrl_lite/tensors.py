@@ -22,6 +22,17 @@ class TensorRecord:
         """`function` applied to every tensor: `record.map(Tensor.cpu)`."""
         return type(self)(**{name: _map(value, function) for name, value in _items(self)})
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order in which `map` meets them."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(note)
+        return found
+
     def __getitem__(self: R, index: Any) -> R:
         """Part of the batch: `record[2:5]`, `record[mask]`, `record[[0, 3]]`."""
         return self.map(lambda tensor: tensor[index])

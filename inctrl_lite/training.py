@@ -207,7 +207,14 @@ def prepare(
     items = [item for category in categories for item in (*category.train, *category.test)]
     store.encode(items[processes.rank :: processes.size], progress=progress and processes.is_main)
     processes.wait()
-    return {name: text_prototypes(store.backbone, name) for name in {c.name for c in categories}}
+    return prototypes_of(categories, store.backbone)
+
+
+def prototypes_of(categories: Sequence[Category], backbone: Backbone) -> dict[str, Tensor]:
+    """Text prototypes [2, D] by category; empty for a backbone without text encoder."""
+    if not backbone.has_text_encoder:
+        return {}
+    return {name: text_prototypes(backbone, name) for name in {c.name for c in categories}}
 
 
 def describe_run(categories: Sequence[Category], store: FeatureStore, config: TrainConfig) -> dict[str, Any]:
@@ -226,13 +233,13 @@ def describe_run(categories: Sequence[Category], store: FeatureStore, config: Tr
 
 def load_episodes(
     episodes: Sequence[Episode], store: FeatureStore, texts: Mapping[str, Tensor], statistics: bool = True
-) -> tuple[ImageFeatures, SupportSet, Float[Tensor, "B 2 D"], Float[Tensor, " B"]]:
+) -> tuple[ImageFeatures, SupportSet, Float[Tensor, "B 2 D"] | None, Float[Tensor, " B"]]:
     """What the model takes, and the labels. Every image of the batch is read once.
 
     Args:
         episodes: B queries, each with its K normal images.
         store: where the features are.
-        texts: category name -> text prototypes [2, D].
+        texts: category name -> text prototypes [2, D]; empty for a backbone without text encoder.
         statistics: compare the normal images with each other (see `SupportSet.of`).
     """
     items = dict.fromkeys(item for e in episodes for item in (e.query, *e.support))
@@ -241,6 +248,6 @@ def load_episodes(
     query = features[[row[e.query] for e in episodes]]
     chosen = torch.tensor([[row[item] for item in e.support] for e in episodes])  # [B, K]
     support = SupportSet.per_query(features[chosen], statistics)
-    text = torch.stack([texts[e.category.name] for e in episodes])
-    labels = torch.tensor([float(e.query.label or 0) for e in episodes], device=text.device)
+    text = torch.stack([texts[e.category.name] for e in episodes]) if texts else None
+    labels = torch.tensor([float(e.query.label or 0) for e in episodes], device=store.backbone.device)
     return query, support, text, labels

@@ -54,10 +54,11 @@ def overlay(
     """
     import matplotlib
 
+    full = image.size
     image = image.copy()
     image.thumbnail((MAX_DRAWN, MAX_DRAWN))
     low, high = limits
-    values = np.clip((preprocessor.to_picture(patch_map, image.size) - low) / (high - low), 0, 1)
+    values = np.clip((preprocessor.to_picture(patch_map, full, image.size) - low) / (high - low), 0, 1)
     alpha = np.nan_to_num(0.15 + 0.65 * values)[..., None]
     colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values), bytes=True)[..., :3]
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)

@@ -128,7 +128,7 @@ def headct(root: Path) -> Path:
 def mnist(root: Path) -> Path:
     """Two training images and one test image of each digit; the pixels say which."""
     root.mkdir(parents=True, exist_ok=True)
-    for prefix, each, shift in (("train", 2, 0), ("t10k", 1, 10)):
+    for prefix, each, shift in (("train", 2, 30), ("t10k", 1, 40)):
         labels = np.repeat(np.arange(10, dtype=np.uint8), each)
         images = np.repeat(labels * 20 + shift + np.tile(np.arange(each, dtype=np.uint8), 10), 28 * 28)
         size = len(labels)

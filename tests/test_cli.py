@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from test_backbone import Intruder
+from test_backbones import Intruder
 
 from inctrl_lite.cli import main
 from inctrl_lite.demo import run_demo
@@ -114,7 +114,7 @@ def test_version_and_info(run):
 
     assert run("--version")[1].strip() == inctrl_lite.__version__
     facts = json.loads(run("info", "--json")[1])
-    assert facts["inctrl_lite"] == inctrl_lite.__version__ and "MB" in facts["embedded weights"]
+    assert facts["inctrl_lite"] == inctrl_lite.__version__ and "MB" in facts["backbones"]["photo"]
 
 
 def test_the_demo_reports_every_world_it_is_given(tmp_path):

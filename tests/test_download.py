@@ -1,5 +1,6 @@
 """Fetching and unpacking, from a server on this machine that is now and then a bad one."""
 
+import gzip
 import hashlib
 import io
 import sys
@@ -286,6 +287,32 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path, name):
         with pytest.raises(InctrlError, match="is refused: it would write .*escaped', outside its folder"):
             unpack(tmp_path / archive, tmp_path / "new")
     assert left(tmp_path) == ["a.tar", "a.zip"]
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
+    tarred(tmp_path / "a.tar", "name")
+    name = b"path=a\0b"
+    record = b"%d %s\n" % (len(name) + 4, name)
+    with tarfile.open(tmp_path / "b.tar", "w", format=tarfile.PAX_FORMAT) as pack:
+        header = tarfile.TarInfo("header")
+        header.type, header.size = tarfile.XHDTYPE, len(record)
+        pack.addfile(header, io.BytesIO(record))
+        pack.addfile(tarfile.TarInfo("name"))
+    with pytest.raises(InctrlError, match="b.tar is refused: it would write 'a.x00b'"):
+        unpack(tmp_path / "b.tar", tmp_path / "new")
+    assert left(tmp_path) == ["a.tar", "b.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_of_gigabytes_is_refused_before_it_is_read(tmp_path, kind):
+    member = tarfile.TarInfo("header")
+    member.type, member.size = kind, 3_000_000_000
+    block = member.tobuf(tarfile.GNU_FORMAT)
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(block + bytes(1 << 20))
+    with pytest.raises(InctrlError, match=r"a\.tar\.gz is refused: .* has 3,000,000,000 bytes"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "new")
+    assert left(tmp_path) == ["a.tar.gz"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

@@ -11,7 +11,7 @@ from inctrl_lite.errors import InctrlError
 
 
 def names(episodes) -> list:
-    return [(e.category.name, e.query.name, *(item.name for item in e.prompt)) for e in episodes]
+    return [(e.category.name, e.query.name, *(item.name for item in e.support)) for e in episodes]
 
 
 def test_half_normal_half_anomalous(small_categories):
@@ -20,20 +20,20 @@ def test_half_normal_half_anomalous(small_categories):
         assert labels == [0] * 5 + [1] * 5
 
 
-def test_prompts_are_other_normals_of_the_same_category(small_categories):
+def test_normal_images_are_others_of_the_same_category(small_categories):
     for step in range(50):
         for episode in sample_batch(small_categories, step, batch_size=8, shots=13):
-            assert len({item.name for item in episode.prompt}) == 13
-            assert episode.query.name not in {item.name for item in episode.prompt}
-            assert {item.label for item in episode.prompt} == {0}
-            assert {item.name.split("/")[0] for item in (episode.query, *episode.prompt)} == {
+            assert len({item.name for item in episode.support}) == 13
+            assert episode.query.name not in {item.name for item in episode.support}
+            assert {item.label for item in episode.support} == {0}
+            assert {item.name.split("/")[0] for item in (episode.query, *episode.support)} == {
                 episode.category.name
             }
 
 
-def test_both_splits_normals_serve_as_prompts_and_queries(small_categories):
+def test_both_splits_normals_serve_as_support_and_queries(small_categories):
     episodes = [e for step in range(30) for e in sample_batch(small_categories, step, batch_size=8)]
-    for pool in ([e.query for e in episodes if e.query.label == 0], [i for e in episodes for i in e.prompt]):
+    for pool in ([e.query for e in episodes if e.query.label == 0], [i for e in episodes for i in e.support]):
         assert {item.name.split("/")[1] for item in pool} == {"train", "test"}
 
 
@@ -52,9 +52,9 @@ def test_a_step_is_a_function_of_seed_and_step(small_categories):
     assert len({str(step) for step in straight}) == 6
 
 
-def test_prompts_are_drawn_afresh_at_every_step(small_categories):
+def test_support_sets_are_drawn_afresh_at_every_step(small_categories):
     first = [sample_batch(small_categories[:1], step, batch_size=2, shots=2)[0] for step in range(30)]
-    assert len({frozenset(item.name for item in episode.prompt) for episode in first}) > 10
+    assert len({frozenset(item.name for item in episode.support) for episode in first}) > 10
 
 
 def test_what_cannot_be_sampled_is_named(small_categories):

@@ -14,6 +14,7 @@ from inctrl_lite import files
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import (
     check_writable,
+    fill_folder,
     locked,
     read_checked,
     remove_orphans,
@@ -141,6 +142,24 @@ def test_removed_orphans_are_returned(tmp_path):
     left = killed_while_writing(tmp_path)
     assert remove_orphans(tmp_path) == left and len(left) == 1
     assert remove_orphans(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is not there")
+def test_folders_appear_whole_and_their_orphans_go(tmp_path):
+    def half(temporary: Path) -> None:
+        (temporary / "a").write_text("half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(InctrlError, match="cannot write .*data: .*disk is full"):
+        fill_folder(tmp_path / "data", half)
+    assert not list(tmp_path.iterdir())
+    (orphan,) = killed_while_writing(tmp_path)
+    orphan.unlink()
+    orphan.mkdir()
+    (orphan / "a").write_text("half of")
+    files._remove_orphans_once.cache_clear()
+    fill_folder(tmp_path / "data", lambda temporary: (temporary / "a").write_text("all of it"))
+    assert os.listdir(tmp_path) == ["data"] and (tmp_path / "data" / "a").read_text() == "all of it"
 
 
 def test_a_checked_file_comes_back_as_it_was(tmp_path):

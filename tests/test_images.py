@@ -1,5 +1,6 @@
 """Pictures of every kind come out as upright RGB; what cannot is refused by name."""
 
+import os
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inctrl_lite.data.images import MAX_PIXELS, find_images, load_image, load_mask
+from inctrl_lite.data.images import MAX_ASPECT, MAX_PIXELS, find_images, load_image, load_mask, scan_folder
 from inctrl_lite.errors import InctrlError
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -23,10 +24,12 @@ def tiff(path, image: Image.Image):
     return path
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "PNG"])
+@pytest.mark.parametrize("suffix", "png bmp tif webp PNG ppm tga pcx sgi dib jp2 ico qoi dds".split())
 def test_lossless_files_come_back_exactly(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(colours()).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    kind = {"webp": {"lossless": True}, "ico": {"sizes": [(9, 12)]}}
+    Image.fromarray(colours()).save(path, **kind.get(suffix, {}))
+    assert find_images(tmp_path) == [path]
     for source in (path, str(path)):
         image = load_image(source)
         assert image.mode == "RGB"
@@ -36,6 +39,20 @@ def test_lossless_files_come_back_exactly(tmp_path, suffix):
 def test_jpeg_comes_back_nearly(tmp_path):
     Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.JPG", quality=95)
     assert np.abs(np.asarray(load_image(tmp_path / "a.JPG")).astype(int) - (200, 100, 50)).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["gif", "avif", "jfif", "pgm"])
+def test_other_formats_that_people_have(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    grey = Image.fromarray(np.full((16, 16), 200, np.uint8))
+    grey.save(path, {"jfif": "JPEG", "pgm": "PPM"}.get(suffix))
+    assert find_images(tmp_path) == [path]
+    assert np.abs(np.asarray(load_image(path)).astype(int) - 200).max() <= 3
+
+
+def test_a_format_is_known_by_its_content_not_by_its_ending(tmp_path):
+    Image.fromarray(colours()).save(tmp_path / "a.jpg", "PNG")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.jpg")), colours())
 
 
 def test_arrays_and_tensors_of_the_same_picture_are_equal():
@@ -90,6 +107,115 @@ def test_32_bit_files_must_hold_something_that_makes_sense(tmp_path):
         load_image(tiff(tmp_path / "wide.tif", Image.fromarray(np.full((2, 2), 7, np.float32))))
 
 
+def grey_png(path, values: np.ndarray):
+    Image.fromarray(values).save(path, "PNG")
+    return path
+
+
+@pytest.mark.parametrize("largest", [255, 4095])
+def test_values_that_use_a_part_of_their_bits_are_not_black(tmp_path, largest):
+    """A camera's 12 bits in a file of 16, or a picture of 8 bits saved as 32."""
+    ramp = np.linspace(0, largest, 256).astype(np.uint16).reshape(16, 16)
+    sources = [
+        grey_png(tmp_path / "a.png", ramp),
+        tiff(tmp_path / "b.tif", Image.fromarray(ramp)),
+        tiff(tmp_path / "c.tif", Image.fromarray(ramp.astype(np.int32))),
+        Image.fromarray(ramp),
+        ramp,
+        torch.tensor(ramp),
+    ]
+    bits = {255: 8, 4095: 12}[largest]
+    for source in sources:
+        with pytest.warns(UserWarning, match=f"values up to {largest} are read as {bits} bits"):
+            found = np.asarray(load_image(source))[..., 0].ravel()
+        np.testing.assert_allclose(found, range(256), atol=1)
+
+
+def test_a_camera_whose_bits_are_known_is_always_read_alike(tmp_path):
+    bright, dark = np.full((4, 4), 3000, np.uint16), np.full((4, 4), 300, np.uint16)
+    found = [load_image(grey_png(tmp_path / "a.png", v), bits=12).getpixel((0, 0))[0] for v in (bright, dark)]
+    assert found == [3000 * 255 // 4095, 300 * 255 // 4095]
+    with pytest.raises(InctrlError, match="from 5000 to 5000: 12 bits are expected"):
+        load_image(np.full((4, 4), 5000, np.uint16), bits=12)
+
+
+def test_bits_that_a_file_declares_need_no_guess(tmp_path):
+    dark = np.full((4, 4), 400, ">u2")
+    written(tmp_path / "a.pgm", b"P5 4 4 4095\n" + dark.tobytes())
+    assert load_image(tmp_path / "a.pgm").getpixel((0, 0))[0] == pytest.approx(400 / 4095 * 255, abs=1)
+    body = np.packbits(np.unpackbits(dark.view(np.uint8)).reshape(16, 16)[:, 4:].ravel())
+    written(tmp_path / "a.tif", tiff_of(body.tobytes(), 4, 4, [12]))
+    assert load_image(tmp_path / "a.tif").getpixel((0, 0))[0] == 400 * 255 // 4095
+
+
+def test_black_is_black(tmp_path):
+    for dtype in (np.uint8, np.uint16):
+        assert load_image(grey_png(tmp_path / "a.png", np.zeros((4, 4), dtype))).getextrema() == ((0, 0),) * 3
+
+
+def test_a_picture_that_looks_black_and_is_not_gets_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=f"images in {tmp_path} look black"):
+        load_image(grey_png(tmp_path / "a.png", np.eye(4, dtype=np.uint8)))
+    with pytest.warns(UserWarning, match="look black"):
+        load_image(np.full((4, 4, 3), 0.01))
+
+
+def png_of(body: bytes, width: int, height: int, kind: int) -> bytes:
+    """A PNG of 16 bits: rows of `body`, unfiltered."""
+    row = len(body) // height
+    lines = b"".join(b"\0" + body[y * row : (y + 1) * row] for y in range(height))
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return chunks([(b"IHDR", head), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")])
+
+
+def tiff_of(body: bytes, width: int, height: int, bits: list[int]) -> bytes:
+    """An uncompressed TIFF of one strip."""
+    n = len(bits)
+    place = 8 + 2 + 12 * 9 + 4
+    bits_entry = (258, 3, n, place if n > 1 else bits[0])
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        bits_entry,
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if n > 1 else 1),
+    ]
+    entries += [(273, 4, 1, place + 2 * n), (277, 3, 1, n), (278, 3, 1, height), (279, 4, 1, len(body))]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, 9) + table + bytes(4) + struct.pack(f"<{n}H", *bits) + body
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits(tmp_path, suffix):
+    def colour_file(value: int):
+        body = np.full((4, 4, 3), value, ">u2" if suffix == "png" else "<u2").tobytes()
+        content = png_of(body, 4, 4, 2) if suffix == "png" else tiff_of(body, 4, 4, [16, 16, 16])
+        return written(tmp_path / f"a.{suffix}", content)
+
+    assert load_image(colour_file(65535)).getpixel((0, 0)) == WHITE
+    for value in (4000, 200):  # Pillow keeps the upper 8 bits, and hardly anything is left
+        with pytest.raises(
+            InctrlError, match=rf"a\.{suffix}: it has 16 bits a colour .* save it with 8 bits"
+        ):
+            load_image(colour_file(value))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png", "webp"])
+def test_frames_and_pages_that_are_left_out_are_said(tmp_path, suffix):
+    pages = [Image.fromarray(colours() // (1 + i)) for i in range(3)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.warns(UserWarning, match=f"images in {tmp_path} have several frames or pages"):
+        image = load_image(tmp_path / f"a.{suffix}")
+    if suffix in ("tif", "png"):
+        np.testing.assert_array_equal(np.asarray(image), colours())
+
+
+def test_the_preview_in_a_telephones_photograph_is_no_page(tmp_path):
+    pages = [Image.fromarray(colours() // (1 + i)) for i in range(2)]
+    pages[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pages[1:])
+    assert load_image(tmp_path / "a.jpg").size == (9, 12)
+
+
 def test_transparency_is_laid_over_white(tmp_path):
     rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     rgba.putpixel((1, 0), (0, 0, 0, 0))
@@ -127,21 +253,38 @@ def test_the_rotation_a_camera_noted_is_applied(tmp_path, suffix):
     assert upright.getpixel((10, 3))[0] > 240 and upright.getpixel((10, 36))[0] < 15
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (1, MAX_ASPECT), (3 * MAX_ASPECT, 3)])
 def test_odd_shapes_are_pictures_too(tmp_path, size):
     Image.new("RGB", size, RED).save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png").size == size
 
 
-def claim(path, width: int, height: int):
-    """A PNG of some fifty bytes whose header claims this size."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
+@pytest.mark.parametrize(
+    "size", [(1, 1_000_000), (1_000_000, 1), (1, MAX_ASPECT + 1), (2, 2 * MAX_ASPECT + 1)]
+)
+def test_strips_that_are_small_in_the_file_and_huge_once_resized_are_refused(tmp_path, size):
+    path = claim(tmp_path / "strip.png", *size)
+    with pytest.raises(InctrlError, match=r"strip\.png has .* pixels: one side .* Cut it into pieces"):
+        load_image(path)
+    with pytest.raises(InctrlError, match="Cut it into pieces"):
+        load_mask(path, size)
+    with pytest.raises(InctrlError, match="the array has .* Cut it into pieces"):
+        load_image(np.zeros(size[::-1], np.uint8))
+
+
+def chunks(parts: list[tuple[bytes, bytes]]) -> bytes:
+    """A PNG of these chunks."""
     body = b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        for kind, data in parts
     )
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    return path
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def claim(path, width: int, height: int):
+    """A PNG of some fifty bytes whose header claims this size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return written(path, chunks([(b"IHDR", head), (b"IDAT", zlib.compress(b""))]))
 
 
 # Above Pillow's own limit it warns, above twice that it refuses; we refuse in all three cases.
@@ -194,6 +337,9 @@ def test_files_that_are_no_image_are_named(tmp_path):
         ): "not an image",
         tmp_path / "folder.png": "folder.png is a folder",
         tmp_path / "missing.png": "no image .*missing.png",
+        tmp_path / "empty.png" / "below.png": "no image .*below.png",
+        tmp_path / "a\0b.png": "no image ",
+        tmp_path / ("a" * 300): "cannot be read: File name too long",
     }
     for path, message in cases.items():
         with pytest.raises(InctrlError, match=message):
@@ -221,14 +367,72 @@ def test_arrays_that_are_no_picture_are_refused(source, message):
         load_image(source)
 
 
+def touch(folder, names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
 def test_images_are_found_sorted_in_every_case_and_depth(tmp_path):
     wanted = ["B.JPG", "a.png", "sub/d.webp", "sub/deep/c.TiFf"]
-    left_out = [".hidden.png", ".git/x.png", "__MACOSX/._a.png", "notes.txt", "png", "a.png.part"]
-    for name in wanted + left_out:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    passed_over = [".hidden.png", ".git/x.png", "__MACOSX/._a.png", "notes.txt", "labels.csv", "LICENSE"]
+    touch(tmp_path, wanted + passed_over)
     (tmp_path / "folder.png").mkdir()
     assert [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)] == wanted
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets not everybody make links")
+def test_what_is_left_out_is_counted_and_named(tmp_path):
+    touch(tmp_path, ["a.png", "b.heic", "c.HEIC", "sub/d.dcm", "scan", "e.pdf"])
+    touch(tmp_path, ["more/f.png"])
+    (tmp_path / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    images, left_out = scan_folder(tmp_path)
+    assert [p.name for p in images] == ["a.png", "f.png"]
+    unknown = "file of a kind that cannot be read"
+    assert [(path.relative_to(tmp_path).as_posix(), why) for path, why in left_out] == [
+        ("b.heic", f"{unknown} (.heic)"),
+        ("c.HEIC", f"{unknown} (.heic)"),
+        ("e.pdf", f"{unknown} (.pdf)"),
+        ("linked", "linked folder"),
+        ("lost.png", "link that leads nowhere"),
+        ("scan", f"{unknown} (no ending)"),
+        ("sub/d.dcm", f"{unknown} (.dcm)"),
+    ]
+    with pytest.warns(
+        UserWarning, match=r"left out 2 x .*\(\.heic\), first .*b\.heic; 1 x .*; 1 x linked folder"
+    ):
+        assert find_images(tmp_path) == images
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may open every folder")
+def test_a_folder_that_may_not_be_opened_is_named(tmp_path):
+    touch(tmp_path, ["a.png", "closed/b.png"])
+    (tmp_path / "closed").chmod(0o000)
+    try:
+        with pytest.warns(UserWarning, match="1 x folder that may not be opened, first .*closed"):
+            assert [p.name for p in find_images(tmp_path)] == ["a.png"]
+        with pytest.raises(InctrlError, match="no images in .*1 x folder that may not be opened"):
+            find_images(tmp_path / "closed")
+        with pytest.raises(InctrlError, match="b.png cannot be read: Permission denied"):
+            load_image(tmp_path / "closed" / "b.png")
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_a_folder_that_the_system_refuses_is_named(tmp_path, monkeypatch):
+    """As above, for whoever runs the tests as root."""
+    touch(tmp_path, ["a.png", "closed/b.png"])
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="1 x folder that may not be opened, first .*closed"):
+        assert [p.name for p in find_images(tmp_path)] == ["a.png"]
 
 
 def test_a_hidden_folder_that_was_asked_for_is_searched(tmp_path):
@@ -243,7 +447,10 @@ def test_folders_without_images_are_named(tmp_path):
         find_images(tmp_path / "nowhere")
     with pytest.raises(InctrlError, match="a.txt is a file"):
         find_images(file)
-    with pytest.raises(InctrlError, match=r"no images in .*\.png, \.jpg"):
+    with pytest.raises(InctrlError, match="no images in .*looked for PNG, JPEG, .* Pillow reads$"):
+        find_images(tmp_path)
+    touch(tmp_path, ["a.heic", "b.heic"])
+    with pytest.raises(InctrlError, match=r"no images in .* Left out: 2 x .*\(\.heic\), first .*a\.heic"):
         find_images(tmp_path)
 
 
@@ -268,6 +475,16 @@ def test_coloured_and_transparent_masks(tmp_path):
     clear.putpixel((1, 0), (255, 255, 255, 255))
     clear.save(tmp_path / "clear.png")
     np.testing.assert_array_equal(load_mask(tmp_path / "clear.png", (2, 1)), [[False, True]])
+
+
+def test_a_thin_line_in_a_jpeg_mask_stays_thin(tmp_path):
+    """JPEG blurs edges: counted as whatever is not black, the line would grow to more than twice its size."""
+    line = np.zeros((64, 64), np.uint8)
+    line[np.arange(64), np.arange(64)] = line[np.arange(63), np.arange(1, 64)] = 255
+    Image.fromarray(line).save(tmp_path / "m.jpg", quality=75)
+    mask = load_mask(tmp_path / "m.jpg", (64, 64))
+    assert mask.sum() == pytest.approx((line > 0).sum(), rel=0.15)
+    assert (mask & (line > 0)).sum() > 0.85 * mask.sum()
 
 
 def test_masks_of_another_size_or_damaged_are_named(tmp_path):

@@ -25,7 +25,7 @@ from layouts import (
 )
 from PIL import Image
 from sklearn.model_selection import train_test_split
-from test_backbone import Intruder
+from test_backbones import Intruder
 
 from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS
 from inctrl_lite.data.episodes import draw_support
@@ -114,7 +114,7 @@ def test_sdd_cuts_photographs_in_three(made, tmp_path):
 
 
 def test_aitex_cuts_strips_into_tiles(made, tmp_path):
-    with pytest.warns(UserWarning, match="0100_025_08.png has no mask and is left out"):
+    with pytest.warns(UserWarning, match="0100_025_08.png is left out, .*: it has no mask"):
         (fabric,) = made("aitex")
     assert (fabric.name, sizes(fabric)) == ("AITEX", (3, 1, 3))
     assert {i.name.rpartition("_")[0] for i in fabric.train} == {
@@ -170,12 +170,61 @@ def test_several_classes_against_the_others(made, tmp_path):
 
 def test_pixels_of_arrays_arrive_in_the_right_place(made, tmp_path):
     seven = made("mnist")[7]
-    assert {int(np.asarray(load_image(i.image))[0, 0, 0]) for i in seven.train} == {140, 141}
+    assert {int(np.asarray(load_image(i.image))[0, 0, 0]) for i in seven.train} == {170, 171}
     cifar10(tmp_path / "cifar")
     cat = read_manifest(prepare("cifar10", tmp_path / "cifar", tmp_path / "cats", only=["cat"]))[0]
     picture = np.asarray(load_image(cat.train[0].image))
     assert cat.name == "cat" and picture.shape == (32, 32, 3) and picture[1, 0].tolist() == [3, 103, 203]
     assert picture[0, 1].tolist() == [7, 7, 7]
+
+
+def test_headct_without_its_inner_folder(tmp_path):
+    for number, place in enumerate(("head_ct", ".")):
+        root = headct(tmp_path / str(number) / "raw")
+        for path in sorted((root / "head_ct" / "head_ct").iterdir()):
+            path.rename(root / place / path.name)
+        (root / "head_ct" / "head_ct").rmdir()
+        (head,) = read_manifest(
+            prepare("headct", tmp_path / str(number) / "raw", tmp_path / str(number) / "out")
+        )
+        assert sizes(head) == (6, 2, 4)
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+def test_mnist_unzipped(tmp_path, dotted):
+    root = mnist(tmp_path / "raw")
+    there = [(c.name, sizes(c)) for c in read_manifest(prepare("mnist", root, tmp_path / "zipped"))]
+    for path in sorted(root.iterdir()):
+        name = path.stem.replace("-idx", ".idx") if dotted else path.stem
+        (root / name).write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    categories = read_manifest(prepare("mnist", root, tmp_path / "out"))
+    assert [(c.name, sizes(c)) for c in categories] == there
+    (root / name).write_bytes((root / name).read_bytes()[:-1])
+    with pytest.raises(InctrlError, match=f"{name} should hold 20 values"):
+        prepare("mnist", root, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"), [("mnist", "training", "testing"), ("cifar10", "train", "test")]
+)
+def test_folders_of_png_files(tmp_path, name, train, test):
+    """As Kaggle offers them; the public README names these."""
+    for start, category in enumerate(CATALOGUE[name].categories):
+        for number in range(3):
+            split = test if number == 2 else train
+            save(tmp_path / "raw" / "folder" / split / category / f"{number}.png", grey(10 * start + number))
+    categories = read_manifest(prepare(name, tmp_path / "raw", tmp_path / "out"))
+    assert [c.name for c in categories] == list(CATALOGUE[name].categories)
+    assert {sizes(c) for c in categories} == {(2, 1, 9)}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["manifest.csv"]  # no copies
+    (several,) = read_manifest(prepare(name, tmp_path / "raw", tmp_path / "all", protocol=MULTI_CLASS))
+    assert len(several.test) == 10
+    empty = next((tmp_path / "raw" / "folder" / test).iterdir())
+    for path in empty.iterdir():
+        path.unlink()
+    with pytest.raises(InctrlError, match=f"no images in .*{test}/{empty.name}"):
+        prepare(name, tmp_path / "raw", tmp_path / "less")
 
 
 # --- what they have in common ------------------------------------------------------------------------
@@ -189,7 +238,7 @@ def test_the_split_is_scikit_learns_of_the_sorted_files(made):
     assert {i.name for i in head.test if not i.label} == set(test)
 
 
-@pytest.mark.filterwarnings("ignore:.*0100_025_08.png has no mask")
+@pytest.mark.filterwarnings("ignore:.*0100_025_08.png is left out")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_manifest_is_the_same_on_every_file_system(tmp_path, monkeypatch, name):
     root = LAYOUTS[name](tmp_path / "raw")
@@ -219,7 +268,8 @@ def test_data_and_manifest_can_move_together(tmp_path):
 @pytest.mark.skipif(not (SHARED / "mvtec").is_dir(), reason="the real subsets (../shared/data) are not here")
 def test_real_categories_are_read_as_the_folder_reader_reads_them(tmp_path):
     there = sorted(p.name for p in (SHARED / "mvtec").iterdir())
-    prepared = read_manifest(prepare("mvtec", SHARED / "mvtec", tmp_path, only=there))
+    with pytest.warns(UserWarning, match="105 anomalous images have no mask.* for bottle, screw"):
+        prepared = read_manifest(prepare("mvtec", SHARED / "mvtec", tmp_path, only=there))
     assert [(c.name, *sizes(c)) for c in prepared] == [
         ("bottle", 209, 20, 63),
         ("pill", 267, 26, 141),
@@ -258,7 +308,7 @@ def test_prompts_that_changed_are_refused(made, tmp_path):
     with pytest.raises(InctrlError, match="'candle' has no normal image candle/lost.JPG"):
         read_prompts(path, categories)
     (brain,) = read_manifest(prepare("brainmri", brainmri(tmp_path / "mri"), tmp_path / "brain"))
-    with pytest.raises(InctrlError, match="holds prompts of visa .* none for 'brainmri'"):
+    with pytest.raises(InctrlError, match="holds normal images of visa .* none for 'brainmri'"):
         read_prompts(path, [brain])
     path.write_text("[]")
     with pytest.raises(InctrlError, match="prompts.json is not a record of normal images"):
@@ -337,6 +387,36 @@ def test_masks_must_fit_their_images(tmp_path):
     refused("sdd", root, "Part1.jpg has no mask Part1_label.bmp")
 
 
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        (np.zeros((256, 640), np.uint8), "0001_002_00_mask.png is black"),
+        (
+            np.ones((256, 512), np.uint8),
+            r"0001_002_00_mask.png has shape \(256, 512\), its image \(256, 640\)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*0100_025_08.png is left out")
+def test_a_fabric_strip_whose_mask_is_no_use_is_left_out(tmp_path, mask, why):
+    root = aitex(tmp_path / "raw")
+    save(root / "Mask_images" / "0001_002_00_mask.png", mask)
+    with pytest.warns(UserWarning, match=f"0001_002_00.png is left out, .*{why}"):
+        manifest = prepare("aitex", root, tmp_path / "out")
+    (fabric,) = read_manifest(manifest)
+    assert sizes(fabric) == (3, 1, 2)  # the rest is prepared
+
+
+def test_anomalous_images_without_mask_are_named(tmp_path):
+    root = mvtec(tmp_path / "raw", ["bottle", "screw"])
+    (root / "bottle" / "ground_truth" / "scratch" / "001_mask.png").unlink()
+    with pytest.warns(
+        UserWarning, match=r"1 anomalous images have no mask, first bottle/test/scratch/001\.png"
+    ):
+        manifest = prepare("mvtec", root, tmp_path / "out", only=["bottle", "screw"])
+    assert len(read_manifest(manifest)) == 2
+
+
 def test_a_fabric_mask_without_strip_is_named(tmp_path):
     root = aitex(tmp_path / "raw")
     (root / "Defect_images" / "0001_002_00.png").unlink()
@@ -377,6 +457,14 @@ def test_a_table_that_makes_no_sense_is_named(tmp_path, name, table, old, new, m
     root = LAYOUTS[name](tmp_path / "raw")
     (root / table).write_text((root / table).read_text().replace(old, new))
     refused(name, root, message)
+
+
+@pytest.mark.parametrize(("name", "table"), [("visa", "split_csv/1cls.csv"), ("headct", "labels.csv")])
+def test_a_table_with_a_huge_field_is_named(tmp_path, name, table):
+    root = LAYOUTS[name](tmp_path / "raw")
+    with (root / table).open("a") as file:
+        file.write("a" * 200_000 + ",1\n")
+    refused(name, root, f"{table} is no table that can be read .*field larger than field limit")
 
 
 def test_wrong_choices_list_the_right_ones(tmp_path):
@@ -470,6 +558,52 @@ def test_a_manifest_that_makes_no_sense_is_named(tmp_path, old, new, message):
     else:
         with pytest.raises(InctrlError, match=message):
             read_manifest(manifest)
+
+
+def test_a_manifest_that_went_through_windows(tmp_path):
+    """Backslashes, a byte order mark and other line ends."""
+    manifest = prepare("headct", headct(tmp_path / "raw"), tmp_path)
+    before = load_manifest(manifest)
+    first, *lines = manifest.read_text().splitlines()
+    lines = [line.replace("/", "\\") for line in lines]
+    manifest.write_bytes("\r\n".join([first, *lines]).encode("utf-8-sig"))
+    assert load_manifest(manifest) == before
+    head = json.loads(first[1:]) | {"root": ".\\raw"}
+    manifest.write_text("\n".join([f"# {json.dumps(head)}", *lines]))
+    assert len(read_manifest(manifest)) == 1
+    manifest.write_text("\n".join([first, *lines]).replace("head_ct\\head_ct\\000", "..\\..\\000"))
+    with pytest.raises(InctrlError, match="'../../000.png' leads out"):
+        load_manifest(manifest)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_manifest_in_another_encoding_is_named(tmp_path, encoding):
+    manifest = prepare("headct", headct(tmp_path / "raw"), tmp_path)
+    manifest.write_bytes(manifest.read_text().replace("headct", "köpfe").encode(encoding))
+    with pytest.raises(InctrlError, match="manifest.csv is not a manifest in UTF-8: save it as UTF-8"):
+        read_manifest(manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + "a" * 200_000, "line 15: field larger than field limit .*Prepare it again"),
+        (lambda text: "# " + "[" * 200_000, "is not a manifest"),
+        (lambda text: text.replace('"root": "raw"', '"root": 5'), "is not a manifest"),
+        (lambda text: text.replace("000.png", "0\0.png"), "leads out of|NUL"),
+    ],
+)
+def test_a_hostile_manifest_is_one_line(tmp_path, change, message):
+    manifest = prepare("headct", headct(tmp_path / "raw"), tmp_path)
+    manifest.write_text(change(manifest.read_text()))
+    with pytest.raises(InctrlError, match=message):
+        read_manifest(manifest)
+
+
+def test_a_hostile_record_is_one_line(made, tmp_path):
+    (tmp_path / "record.json").write_text("[" * 200_000)
+    with pytest.raises(InctrlError, match="record.json is not a record of normal images"):
+        read_prompts(tmp_path / "record.json", made("visa"))
 
 
 def test_a_photograph_that_lies_on_its_side_has_a_mask_that_fits(tmp_path):

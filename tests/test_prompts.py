@@ -20,6 +20,24 @@ def test_the_ensemble_has_154_and_88_sentences_without_repetition():
     assert "a photo of a large metal nut with damage." in anomalous
 
 
+def test_the_article_fits_the_name():
+    normal, anomalous = text_prompts("even_digit")
+    assert (
+        "a photo of an even digit." in normal and "a cropped photo of an even digit without flaw." in normal
+    )
+    assert "a photo of a flawless even digit." in normal and "a photo of a small even digit." in normal
+    assert "a photo of the even digit with damage." in anomalous
+    assert not [s for s in normal + anomalous if " a even" in s]
+    assert len(set(normal)) == 154 and len(set(anomalous)) == 88
+    for name, phrase in {"Apple": "an Apple", "unit": "a unit", "one-way valve": "a one-way valve"}.items():
+        assert f"a photo of {phrase}." in text_prompts(name)[0]
+
+
+@pytest.mark.parametrize("name", ["AITEX", "elpv", "candle", "brain"])
+def test_names_of_the_papers_data_sets_keep_the_public_wording(name):
+    assert f"a photo of a {name}." in text_prompts(name)[0]
+
+
 def test_natural_categories_have_one_sentence_each():
     assert text_prompts("truck") == (
         ["a photo of truck for anomaly detection."],

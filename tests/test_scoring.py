@@ -54,8 +54,8 @@ def rows(out) -> list[dict[str, str]]:
 def test_a_flat_folder_is_scored_as_the_detector_scores_it(detector, normals, flat, tmp_path):
     out = tmp_path / "out"
     result = score_folder(normals, flat, out, shots=3, category="cup", seed=1, model=detector)
-    assert len(set(result.prompts)) == 3 and all((normals / name).is_file() for name in result.prompts)
-    detector.fit([normals / name for name in result.prompts], "cup")
+    assert len(set(result.normals)) == 3 and all((normals / name).is_file() for name in result.normals)
+    detector.fit([normals / name for name in result.normals], "cup")
     expected = detector.predict(flat, "cup").scores
     np.testing.assert_allclose(result.predictions.scores, expected, atol=1e-6)
     table = rows(out)
@@ -63,7 +63,7 @@ def test_a_flat_folder_is_scored_as_the_detector_scores_it(detector, normals, fl
     np.testing.assert_allclose([float(row["score"]) for row in table], expected, atol=1e-6)
     assert "label" not in table[0] and result.metrics is None
     said = json.loads((out / "scores.json").read_text())
-    assert said["normal_prompts"] == result.prompts and said["metrics"] is None and said["skipped"] == []
+    assert said["normal_images"] == result.normals and said["metrics"] is None and said["skipped"] == []
     assert [s["name"] for s in said["scores"]] == [row["name"] for row in table]
     assert {k: said["settings"][k] for k in ("category", "shots", "seed")} == {
         "category": "cup",
@@ -72,22 +72,22 @@ def test_a_flat_folder_is_scored_as_the_detector_scores_it(detector, normals, fl
     }
 
 
-def test_the_seed_decides_which_normal_images_are_prompts(detector, normals, flat, tmp_path):
+def test_the_seed_decides_which_normal_images_are_drawn(detector, normals, flat, tmp_path):
     drawn = [
-        score_folder(normals, flat, tmp_path / "out", shots=3, seed=seed, model=detector).prompts
+        score_folder(normals, flat, tmp_path / "out", shots=3, seed=seed, model=detector).normals
         for seed in (0, 0, 1, 2, 3)
     ]
     assert drawn[0] == drawn[1]
-    assert len({frozenset(prompts) for prompts in drawn}) > 1
+    assert len({frozenset(names) for names in drawn}) > 1
 
 
-@pytest.mark.filterwarnings("ignore:.*also normal images")
+@pytest.mark.filterwarnings("ignore:.*also in the support set")
 @pytest.mark.parametrize("inside", ["inctrl-scores", "."])
 def test_a_second_run_does_not_score_the_first_ones_heat_maps(detector, flat, monkeypatch, inside):
     monkeypatch.chdir(flat)  # where the command line's default output folder is inside what is read
     first = score_folder(".", ".", inside, shots=2, model=detector)
     second = score_folder(".", ".", inside, shots=2, model=detector)
-    assert first.prompts == second.prompts
+    assert first.normals == second.normals
     assert [p.name for p in first.predictions] == [p.name for p in second.predictions]
 
 
@@ -110,8 +110,8 @@ def test_labels_from_sub_folders_give_metrics(detector, normals, labelled, tmp_p
     assert "AUROC" in result.summary() and "AUROC" in (out / "report.html").read_text()
 
 
-def test_a_query_that_is_a_prompt_is_kept_out_of_the_metrics(detector, normals, labelled, tmp_path):
-    with pytest.warns(UserWarning, match="also normal images"):
+def test_a_query_of_the_support_set_is_kept_out_of_the_metrics(detector, normals, labelled, tmp_path):
+    with pytest.warns(UserWarning, match="also in the support set"):
         result = score_folder(labelled / "good", labelled, tmp_path / "out", shots=2, model=detector)
     assert (result.metrics["normal"], result.metrics["anomalous"]) == (2, 4)
     assert sum(p.in_support for p in result.predictions) == 2
@@ -144,7 +144,7 @@ def test_the_report_ranks_and_frames_and_is_cut(detector, normals, flat, tmp_pat
     assert f"2 above {threshold:.3f} (given)" in result.summary()
     report = (out / "report.html").read_text()
     ranked = [f"<b>{result.predictions[i].name}</b>" for i in np.argsort(-scores)]
-    body = report[report.index("most anomalous first") : report.index("Normal prompts")]
+    body = report[report.index("most anomalous first") : report.index("Normal images")]
     places = [body.find(name) for name in ranked]
     assert places[:3] == sorted(places[:3]) and -1 not in places[:3] and places[3:] == [-1, -1]
     assert body.count('class="bad"') == 2 and body.count('class="good"') == 1

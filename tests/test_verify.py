@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, grey, save
+from layouts import LAYOUTS, grey, mvtec, save
 
 from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS, ONE_VS_ALL, Counts
 from inctrl_lite.data.manifest import load_manifest, write_manifest
@@ -44,7 +44,7 @@ def found(report, level: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(finding.what, finding.files) for finding in report.findings if finding.level == level]
 
 
-@pytest.mark.filterwarnings("ignore:.*0100_025_08.png has no mask")
+@pytest.mark.filterwarnings("ignore:.*0100_025_08.png is left out")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_sound_data_set_has_no_errors(made, name):
     report = verify(made(name))
@@ -116,6 +116,33 @@ def test_unreadable_and_missing_files_are_named(made, tmp_path):
     ((what, files),) = found(report, "warning")
     assert "all black" in what and files == ("pill/ground_truth/scratch/001_mask.png",)
     assert "NOT sound" in report.summary() and "000.png" in report.summary()
+
+
+@pytest.mark.filterwarnings("ignore:1 anomalous images have no mask")
+def test_missing_masks_are_an_error(made, tmp_path):
+    mask = tmp_path / "raw" / "bottle" / "ground_truth" / "scratch" / "001_mask.png"
+    mvtec(tmp_path / "raw")
+    content = mask.read_bytes()
+    manifest = made("mvtec")
+    assert verify(manifest).is_sound
+    mask.unlink()
+    prepare("mvtec", tmp_path / "raw", tmp_path / "out")
+    report = verify(manifest)
+    ((what, files),) = found(report, "error")
+    assert what.startswith("1 anomalous images have no mask") and files == ("bottle/test/scratch/001.png",)
+    write_manifest(manifest, replace(load_manifest(manifest), dataset="my-bottles"))
+    assert verify(manifest).is_sound  # whoever draws masks may draw some
+    mask.write_bytes(content)
+
+
+def test_what_reading_warns_of_is_found(made, tmp_path):
+    manifest = made("mvtec")
+    for number in (0, 1):
+        values = np.full((8, 8), 4000 + number, np.uint16)  # 12 bits in 16
+        save(tmp_path / "raw" / "bottle" / "train" / "good" / f"00{number}.png", values)
+    ((what, files),) = found(verify(manifest), "warning")
+    assert what.startswith("2 images in ") and "read as 12 bits" in what
+    assert files == ("bottle/train/good/000.png", "bottle/train/good/001.png")
 
 
 def test_duplicates_are_told_by_what_they_do(made, tmp_path):

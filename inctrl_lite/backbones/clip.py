@@ -33,13 +33,10 @@ RESIZE_MODES = {"shortest": "crop", "squash": "squeeze", "longest": "letterbox"}
 class ClipTextEncoder(TextEncoder):
     """open_clip's text tower."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]):
+    def __init__(self, clip: Any, tokenizer: Callable[[list[str]], Tensor]):
         super().__init__()
         self.clip, self.tokenizer = clip, tokenizer
-
-    @property
-    def context_width(self) -> int:  # type: ignore[override]  # a property where the contract has an attribute
-        return self.clip.token_embedding.embedding_dim
+        self.context_width = clip.token_embedding.embedding_dim
 
     @torch.no_grad()
     def encode(self, sentences: Sequence[str], batch_size: int = 256) -> Float[Tensor, "P D"]:
@@ -84,9 +81,11 @@ class ClipBackbone(Backbone, WindowEncoder):
         InctrlError: the image tower is no Vision Transformer of open_clip, or taps that it does not have.
     """
 
+    clip: Any  # open_clip's classes are told apart by what they have
+
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         preprocessor: Preprocessor,
         tokenizer: Callable[[list[str]], Tensor],
         *,
@@ -118,7 +117,8 @@ class ClipBackbone(Backbone, WindowEncoder):
 
     @property
     def visual(self) -> nn.Module:
-        return self.clip.visual
+        visual: nn.Module = self.clip.visual
+        return visual
 
     @property
     def window_encoder(self) -> WindowEncoder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,7 +60,7 @@ def load_photo(name: str = "photo", image_size: int | None = None) -> TimmCNN:
 
     variant = VARIANTS[name]
     state = torch.load(weights_file(variant), map_location="cpu", weights_only=True)
-    model = timm.create_model(variant.architecture)
+    model: Any = timm.create_model(variant.architecture)
     # timm and the file name the same layers differently; their order and shapes are the same
     ours = model.state_dict()
     if [v.shape for v in ours.values()] != [v.shape for v in state.values()]:

@@ -32,7 +32,9 @@ class TimmViT(Backbone):
         taps: blocks whose patch tokens are the stages, counted from 1.
     """
 
-    def __init__(self, model: nn.Module, name: str, pretrained: str | None, taps: Sequence[int] | None):
+    model: Any  # timm's classes are told apart by what they have
+
+    def __init__(self, model: Any, name: str, pretrained: str | None, taps: Sequence[int] | None):
         super().__init__()
         self.taps = check_taps(taps, len(model.blocks), name)
         self.model = model.eval().requires_grad_(False)
@@ -47,7 +49,8 @@ class TimmViT(Backbone):
 
     @property
     def visual(self) -> nn.Module:
-        return self.model
+        module: nn.Module = self.model
+        return module
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
@@ -70,9 +73,11 @@ class TimmCNN(Backbone):
         taps: stages that are compared, counted from 1 as `forward_intermediates` numbers them.
     """
 
+    model: Any
+
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         name: str,
         pretrained: str | None = None,
         taps: Sequence[int] | None = None,
@@ -99,7 +104,8 @@ class TimmCNN(Backbone):
 
     @property
     def visual(self) -> nn.Module:
-        return self.model
+        module: nn.Module = self.model
+        return module
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
@@ -174,7 +180,7 @@ def load_timm(
     )
 
 
-def _preprocessor(model: nn.Module) -> Preprocessor:
+def _preprocessor(model: Any) -> Preprocessor:
     """The weights' own preprocessing, but without cutting borders off: defects lie there too."""
     from timm.data import resolve_data_config
 

@@ -39,6 +39,9 @@ class Entry:
         return type(self.make())
 
 
+# Which terms of the score the ablations keep.
+SUBSETS = (("image", "patch"), ("text", "patch"), ("text", "image"), ("patch",), ("image",), ("text",))
+
 METHODS: dict[str, Entry] = {
     "text only": Entry(TextOnly),
     "raw pixels": Entry(PixelNearest),
@@ -48,26 +51,23 @@ METHODS: dict[str, Entry] = {
     "PaDiM, shrunk": Entry(partial(PaDiM, dimensions=64, shrink=True)),
     "PatchCore": Entry(PatchCore),
     "patch max": Entry(PatchMax),
-    "patch max, not augmented": Entry(partial(PatchMax, augment=False)),
+    "patch max, not augmented": Entry(partial(PatchMax, augment=False), "lite"),
     "AnomalyDINO-style": Entry(AnomalyDINO),
     "SubspaceAD-style": Entry(SubspaceAD),
     "WinCLIP": Entry(WinCLIP),
     "CoOp": Entry(CoOp),
     "InCTRL (paper's head)": Entry(partial(InCTRLMethod, "paper")),
-    "InCTRL-lite": Entry(partial(InCTRLMethod, "lite")),
-    "InCTRL-lite, untrained": Entry(partial(InCTRLMethod, "lite", learn=False)),
-    "InCTRL-lite, not augmented": Entry(partial(InCTRLMethod, "lite", augment=False), "lite"),
+    "InCTRL-lite": Entry(partial(InCTRLMethod, "own")),
+    "InCTRL-lite, untrained": Entry(partial(InCTRLMethod, "own", learn=False)),
+    "InCTRL-lite, not augmented": Entry(partial(InCTRLMethod, "own", augment=False), "lite"),
     **{
-        f"{name}, only {' + '.join(terms)}": Entry(partial(InCTRLMethod, head, terms), head)
-        for name, head in (("InCTRL-lite", "lite"), ("InCTRL (paper's head)", "paper"))
-        for terms in (
-            ("image", "patch"),
-            ("text", "patch"),
-            ("text", "image"),
-            ("patch",),
-            ("image",),
-            ("text",),
+        f"{name}, only {' + '.join(terms)}": Entry(partial(InCTRLMethod, head, terms), ablation_of)
+        for name, head, ablation_of, parts in (
+            ("InCTRL-lite", "own", "lite", SUBSETS),
+            ("InCTRL (paper's head)", "paper", "paper", SUBSETS),
+            ("InCTRL-lite", "own", "prior", (("patch", "prior"), ("prior",))),
         )
+        for terms in parts
     },
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,18 +17,18 @@ from tqdm.auto import tqdm
 
 from inctrl_lite import evidence as evidence_module
 from inctrl_lite import residual, support, training
-from inctrl_lite.backbones.base import TEXT
 from inctrl_lite.baselines.base import Answer, Auxiliary, Images, Method
 from inctrl_lite.data import episodes as episodes_module
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.environment import code_version
 from inctrl_lite.evidence import Evidence, compare
 from inctrl_lite.files import read_checked, write_checked
-from inctrl_lite.heads import TERMS
+from inctrl_lite.heads import HEADS, own_head
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import InCTRL
+from inctrl_lite.prior import train_prior
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.training import load_episodes
+from inctrl_lite.training import load_episodes, prototypes_of
 
 BATCH_SIZE = 48
 
@@ -37,46 +37,66 @@ class InCTRLMethod(Method):
     """A model with one of the heads, trained on the auxiliary set by `train`, or left untrained.
 
     Args:
-        head: "paper" or "lite".
-        terms: which terms the score is made of; all but for ablations.
+        head: "paper", or "own" for InCTRL-lite (`heads.own_head`).
+        terms: which terms the score is made of; None: all that the backbone allows. Fewer are for ablations.
         augment: add augmented copies to the support set; None: as the head wants it.
-        learn: False leaves the head with its random initial weights.
+        learn: False leaves a head with its random initial weights, and the prior out.
         model: a model that is trained already.
     """
 
     source = "Zhu & Pang, CVPR 2024"
-    needs = frozenset({TEXT})
     is_trained = True
 
     def __init__(
         self,
-        head: str = "lite",
-        terms: Collection[str] = TERMS,
+        head: str = "own",
+        terms: Collection[str] | None = None,
         augment: bool | None = None,
         learn: bool = True,
         model: InCTRL | None = None,
     ):
-        self.head, self.terms, self.augment, self.learn = head, tuple(terms), augment, learn
+        self.head, self.terms, self.augment, self.learn = head, terms, augment, learn
         self._ready = model is not None
         if model is not None:
             self.model = model.eval()
 
     def _train(self, auxiliary: Auxiliary, seed: int) -> None:
         backbone = auxiliary.backbone
+        head = own_head(backbone) if self.head == "own" else self.head
+        terms = HEADS[head].all_terms if self.terms is None else tuple(self.terms)
+        unavailable = set() if backbone.has_text_encoder else {"text"}
+        if not self.learn:
+            unavailable.add("prior")
+        terms = tuple(term for term in terms if term not in unavailable)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(seed)
-            self.model = InCTRL(backbone.embed_dim, backbone.num_patches, self.head, terms=self.terms)
+            self.model = InCTRL(
+                backbone.embed_dim,
+                backbone.num_patches,
+                head,
+                terms=terms,
+                stage_widths=backbone.stage_widths,
+            )
         self.model.to(backbone.device).eval()
-        if self.learn:
+        if head == "prior":
+            train_prior(self.model, auxiliary.categories, auxiliary.store, seed=seed)
+        elif self.learn:
             train_on_table(self.model, load_table(auxiliary), steps=auxiliary.steps, seed=seed)
 
     def _fit(self, normals: Images, category: str) -> None:
-        self.normals, self.text = normals, text_prototypes(normals.backbone, category)
+        self.normals = normals
+        needs_text = self.model.head.needs_text
+        self.text = text_prototypes(normals.backbone, category) if needs_text else None
 
     @torch.no_grad()
     def _score(self, queries: Images) -> Answer:
         augment = self.model.head.augments_support if self.augment is None else self.augment
-        scores = self.model.head(queries.evidence(self.normals, self.text, augment))
+        support = self.normals.augmented_support if augment else self.normals.support
+        evidence = queries.evidence(self.normals, self.text, augment)
+        level = self.model.head.normal_level(support)
+        if level is not None:
+            evidence = replace(evidence, normal_level=level.expand(len(queries), 1))
+        scores = self.model.head(evidence)
         return Answer(scores.final, scores.patch_map)
 
 
@@ -96,7 +116,7 @@ class EpisodeTable(NamedTuple):
 def tabulate_episodes(auxiliary: Auxiliary, shots: int = 4, seed: int = 0) -> EpisodeTable:
     """Draw batches of episodes and compute their evidence."""
     categories, store = auxiliary.categories, auxiliary.store
-    texts = {c.name: text_prototypes(auxiliary.backbone, c.name) for c in categories}
+    texts = prototypes_of(categories, auxiliary.backbone)
     parts, labels = [], []
     for step in tqdm(range(auxiliary.batches), desc="episodes", unit="batch", disable=not auxiliary.progress):
         episodes = sample_batch(categories, step, batch_size=BATCH_SIZE, shots=shots, seed=seed)
@@ -136,7 +156,8 @@ def load_table(auxiliary: Auxiliary) -> EpisodeTable:
         write_checked(path, data)
     columns = {name: column.to(auxiliary.backbone.device) for name, column in load(data).items()}
     labels = columns.pop("labels")
-    return EpisodeTable(Evidence(**columns), labels)
+    fields: dict[str, Any] = columns
+    return EpisodeTable(Evidence(**fields), labels)
 
 
 def train_on_table(

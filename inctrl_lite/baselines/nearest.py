@@ -7,7 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from inctrl_lite.backbones.base import Backbone
 from inctrl_lite.baselines.base import Answer, Images, Method, top_mean
+from inctrl_lite.heads import HEADS, own_head
+
+
+def augments_support(backbone: Backbone) -> bool:
+    """Whether InCTRL-lite adds augmented copies to the support set on this backbone."""
+    return HEADS[own_head(backbone)].augments_support
 
 
 class GlobalNearest(Method):
@@ -49,29 +56,30 @@ class PatchMax(Method):
     """The maximum of InCTRL's patch residual map; nothing is learned.
 
     Args:
-        augment: add augmented copies to the support set, as for the InCTRL-lite head
-            (`augment.SUPPORT_AUGMENTATIONS`). Without them it is the paper's residual.
+        augment: add augmented copies to the support set (`augment.SUPPORT_AUGMENTATIONS`); None: where
+            InCTRL-lite does so on this backbone. Without them it is the paper's residual.
     """
 
     source = "InCTRL (Zhu & Pang, CVPR 2024), Eq. 1"
 
-    def __init__(self, augment: bool = True):
+    def __init__(self, augment: bool | None = None):
         self.augment = augment
 
     def _fit(self, normals: Images, category: str) -> None:
         self.normals = normals
 
     def _score(self, queries: Images) -> Answer:
-        maps = queries.patch_maps(self.normals, self.augment)
+        augment = augments_support(queries.backbone) if self.augment is None else self.augment
+        maps = queries.patch_maps(self.normals, augment)
         return Answer(maps.amax(1), maps)
 
 
 class AnomalyDINO(Method):
     """Cosine distance of each patch to its nearest normal patch in one stage; the mean of the largest 1 %.
 
-    Differences: the shared backbone's last stage instead of the last block of DINOv2; the augmented copies of
-    `augment.SUPPORT_AUGMENTATIONS` instead of the normal images rotated by eight angles; no mask of the
-    background.
+    Differences: the shared backbone's last stage instead of the last block of DINOv2; the augmented copies
+    that InCTRL-lite uses on this backbone, if any, instead of the normal images rotated by eight angles; no
+    mask of the background.
 
     Args:
         share: of the patches that are averaged.
@@ -86,5 +94,5 @@ class AnomalyDINO(Method):
         self.normals = normals
 
     def _score(self, queries: Images) -> Answer:
-        maps = 2 * queries.stage_maps(self.normals, augment=True)[:, -1]  # [B, N]
+        maps = 2 * queries.stage_maps(self.normals, augments_support(queries.backbone))[:, -1]  # [B, N]
         return Answer(top_mean(maps, self.share), maps)

@@ -1,4 +1,4 @@
-"""Archives from elsewhere, unpacked without trusting them; folders that appear whole or not at all."""
+"""Archives from elsewhere, unpacked without trusting them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import gzip
 import lzma
 import os
-import secrets
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from inctrl_lite.data.manifest import is_inside
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import fill_folder
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 
@@ -24,28 +25,39 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
 # but an attempt to fill the disk.
 MAX_RATIO, FREE_BYTES, MAX_FILES = 50, 200_000_000, 500_000
 
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+MAX_HEADER = 1_000_000  # bytes of a name or of other facts about one file in a tar archive
+
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    struct.error,
+    ValueError,  # numbers and names that are none
+    OverflowError,
+    MemoryError,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar archive. Long names and other facts are read into memory, hence the limit."""
+
+    LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
+
+    def _proc_member(self, tape: tarfile.TarFile) -> tarfile.TarInfo:  # offered for overriding
+        if self.type in self.LONG and self.type != tarfile.GNUTYPE_SPARSE and self.size > MAX_HEADER:
+            raise InctrlError(
+                f"{os.fsdecode(tape.name or '')} is refused: the name or another fact about a file in it has {self.size:,} "
+                "bytes. Fetch it again from its home page"
+            )
+        return super()._proc_member(tape)  # type: ignore[misc]
 
 
 def is_archive(path: Path) -> bool:
     """Whether the name of a file says that it can be unpacked here."""
     return path.is_file() and path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
-
-
-def fill_folder(path: Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` work in a temporary folder beside `path`, then put it in place in one step."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InctrlError(
-            f"cannot write {path}: {error.strerror or error}. Choose a folder that is writable and has space"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -76,6 +88,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
                 shutil.copyfileobj(member, file, 1 << 20)
+    except InctrlError:  # refused above
+        raise
     except DAMAGE as error:
         raise InctrlError(f"{archive} is damaged or cut short ({error}): fetch it again") from error
     except (RuntimeError, NotImplementedError) as error:  # zip files with a password or a rare method
@@ -97,11 +111,13 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                     with pack.open(info) as member:
                         yield info.filename, info.file_size, member
         else:
-            tape = stack.enter_context(tarfile.open(archive))
+            tape = stack.enter_context(tarfile.open(archive, tarinfo=_Member))
             for entry in tape:
                 if not (entry.isreg() or entry.isdir()):
                     raise InctrlError(f"{archive} is refused: {entry.name!r} is neither a file nor a folder")
-                if entry.isreg():
-                    yield entry.name, entry.size, tape.extractfile(entry)
-            while tape.fileobj.read(1 << 20):  # the checksum of a compressed file comes at its end
+                if entry.isreg() and (content := tape.extractfile(entry)):
+                    yield entry.name, entry.size, content
+            while tape.fileobj and tape.fileobj.read(
+                1 << 20
+            ):  # a compressed file's checksum comes at its end
                 pass

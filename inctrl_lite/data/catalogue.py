@@ -20,7 +20,7 @@ class Counts:
     """How many images a data set has once it is prepared, over all its categories.
 
     Attributes:
-        train: normal images that prompts are drawn from.
+        train: normal images that support sets are drawn from.
         normal, anomalous: test images; in one-against-all sets each is counted once a category.
         certain: False where a number is recalled, not read or counted: a difference then proves nothing.
         source: how the numbers are known.

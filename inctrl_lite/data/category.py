@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from inctrl_lite.errors import InctrlError
+
 
 @dataclass(frozen=True, eq=False)
 class Item:
@@ -26,6 +28,17 @@ class Item:
     defect: str = "good"
     mask: Path | np.ndarray | None = None
 
+    @property
+    def file(self) -> Path:
+        """The image's file.
+
+        Raises:
+            InctrlError: the image is an array.
+        """
+        if not isinstance(self.image, Path):
+            raise InctrlError(f"{self.name} is no file")
+        return self.image
+
 
 @dataclass(frozen=True, eq=False)
 class Category:
@@ -44,3 +57,15 @@ class Category:
     domain: str
     train: tuple[Item, ...]
     test: tuple[Item, ...]
+
+    @property
+    def labels(self) -> list[int]:
+        """Labels of the test images.
+
+        Raises:
+            InctrlError: one of them has none.
+        """
+        found = [item.label for item in self.test if item.label is not None]
+        if len(found) < len(self.test):
+            raise InctrlError(f"{self.dataset}/{self.name}: every test image needs a label, 0 or 1")
+        return found

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from inctrl_lite.data.archives import fill_folder, is_archive, unpack
+from inctrl_lite.data.archives import is_archive, unpack
 from inctrl_lite.data.catalogue import DatasetInfo, find_dataset
 from inctrl_lite.data.manifest import file_hash
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import fill_folder
 
 TRIES, PAUSE, TIMEOUT = 5, 2.0, 60.0  # attempts without a new byte; seconds
 CHUNK = 1 << 20
@@ -96,7 +97,7 @@ def _fetch(info: DatasetInfo, folder: Path, progress: bool) -> Path:
             )
         )
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _not_fetched(info, info.url, error, folder) from error
+        raise _not_fetched(info, str(info.url), error, folder) from error
 
 
 def _not_fetched(info: DatasetInfo, source: str, error: Exception, folder: Path) -> InctrlError:

@@ -1,4 +1,4 @@
-"""Manifests: what a data set consists of, and which normal images were the prompts, as text anyone can read.
+"""Manifests: what a data set consists of, and which normal images were the support sets, as readable text.
 
 A manifest is a CSV table with one line more, the first, that says whose it is::
 
@@ -27,6 +27,7 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text
 
 VERSION = 1
+ENCODING = "utf-8-sig"  # UTF-8, with or without the byte order mark that Windows programs write
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ def load_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        first, _, table = path.read_text(encoding="utf-8").partition("\n")
+        first, _, table = path.read_text(encoding=ENCODING).partition("\n")
         head = json.loads(first.removeprefix("#"))
         version, dataset, domain, root = (head[key] for key in ("version", "dataset", "domain", "root"))
+        if not all(isinstance(text, str) for text in (dataset, domain, root)):
+            raise TypeError("dataset, domain and root are texts")
     except FileNotFoundError as error:
         raise InctrlError(
             f"cannot read the manifest {path}: there is none. 'inctrl-lite data prepare NAME' makes one of a "
@@ -101,7 +104,12 @@ def load_manifest(path: str | Path) -> Manifest:
         ) from error
     except OSError as error:
         raise InctrlError(f"cannot read the manifest {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except UnicodeDecodeError as error:
+        raise InctrlError(
+            f"{path} is not a manifest in UTF-8: save it as UTF-8 (in Excel: 'CSV UTF-8'), or make one with "
+            "'inctrl-lite data prepare'"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InctrlError(
             f"{path} is not a manifest: its first line should be a # and a JSON object with version, "
             "dataset, domain and root. Make one with 'inctrl-lite data prepare'"
@@ -111,12 +119,22 @@ def load_manifest(path: str | Path) -> Manifest:
             f"{path} is a manifest of version {version}, this package reads {VERSION}: prepare it again"
         )
     reader = csv.DictReader(io.StringIO(table))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise InctrlError(f"{path}: the columns should be {','.join(COLUMNS)}, they are {reader.fieldnames}")
-    rows = tuple(_row(entry, f"{path}, line {number}") for number, entry in enumerate(reader, start=3))
+    try:
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise InctrlError(
+                f"{path}: the columns should be {','.join(COLUMNS)}, they are {reader.fieldnames}"
+            )
+        rows = tuple(_row(entry, f"{path}, line {number}") for number, entry in enumerate(reader, start=3))
+    except csv.Error as error:
+        raise InctrlError(f"{path}, line {reader.line_num + 2}: {error}. Prepare it again") from error
     if not rows:
         raise InctrlError(f"{path} lists no images: prepare it again")
-    return Manifest(dataset, domain, path.parent / root, rows)
+    return Manifest(dataset, domain, path.parent / _with_slashes(root), rows)
+
+
+def _with_slashes(path: str) -> str:
+    """A path as it is written on Windows, with forward slashes."""
+    return path.replace("\\", "/")
 
 
 def _row(entry: dict, where: str) -> Row:
@@ -130,9 +148,10 @@ def _row(entry: dict, where: str) -> Row:
         raise InctrlError(
             f"{where}: an anomalous image cannot be in the training split, which holds normals only"
         )
-    for path in (entry["file"], entry["mask"]):
-        if not is_inside(path):
-            raise InctrlError(f"{where}: {path!r} leads out of the data set's folder")
+    for key in ("file", "mask"):
+        entry[key] = _with_slashes(entry[key])
+        if not is_inside(entry[key]):
+            raise InctrlError(f"{where}: {entry[key]!r} leads out of the data set's folder")
     if not entry["file"]:
         raise InctrlError(f"{where}: no file is named")
     return Row(**entry | {"label": int(entry["label"])})
@@ -140,7 +159,9 @@ def _row(entry: dict, where: str) -> Row:
 
 def is_inside(path: str) -> bool:
     """Whether a relative path with forward slashes stays below the folder it starts from."""
-    return not (path.startswith("/") or ".." in path.split("/") or "\\" in path or path[1:2] == ":")
+    return not (
+        path.startswith("/") or ".." in path.split("/") or set("\\\0") & set(path) or path[1:2] == ":"
+    )
 
 
 def read_manifest(path: str | Path) -> list[Category]:
@@ -200,14 +221,20 @@ def check_classes(category: str, train: bool, test: Iterable[int | None]) -> Non
 def missing_files(manifest: Manifest) -> list[str]:
     """Images and masks of a manifest that do not exist, sorted."""
     files = {path for row in manifest.rows for path in (row.file, row.mask) if path}
-    return sorted(path for path in files if not (manifest.root / path).is_file())
+    return sorted(path for path in files if not os.path.isfile(manifest.root / path))
 
 
-# --- normal prompts ----------------------------------------------------------------------------------
+def rows_without_mask(rows: Iterable[Row]) -> list[Row]:
+    """Anomalous images without a mask, where others of the data set have one."""
+    anomalous = [row for row in rows if row.label == 1]
+    return [row for row in anomalous if not row.mask] if any(row.mask for row in anomalous) else []
+
+
+# --- support sets ------------------------------------------------------------------------------------
 
 
 def write_prompts(path: str | Path, categories: Sequence[Category], shots: int, seed: int = 0) -> Path:
-    """Draw the K normal prompts of every category and write down which they are.
+    """Draw the support set of every category, K normal images, and write down which they are.
 
     With `read_prompts`, every method, and whoever repeats the measurement, sees the same images.
 
@@ -229,7 +256,7 @@ def write_prompts(path: str | Path, categories: Sequence[Category], shots: int, 
 
 
 def read_prompts(path: str | Path, categories: Sequence[Category]) -> dict[str, tuple[Item, ...]]:
-    """The recorded normal prompts by category.
+    """The recorded support sets by category.
 
     Raises:
         InctrlError: not such a record, or an image that is missing, has other content, or is another
@@ -237,23 +264,21 @@ def read_prompts(path: str | Path, categories: Sequence[Category]) -> dict[str, 
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding=ENCODING))
         version, dataset, prompts = record["version"], record["dataset"], record["prompts"]
         wanted = {c: [(entry["name"], entry["sha256"]) for entry in prompts[c]] for c in prompts}
     except OSError as error:
-        raise InctrlError(f"cannot read the prompts {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise InctrlError(
-            f"{path} is not a record of normal prompts: write one with write_prompts"
-        ) from error
+        raise InctrlError(f"cannot read the record {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InctrlError(f"{path} is not a record of normal images: write one with write_prompts") from error
     if version != VERSION:
         raise InctrlError(f"{path} is of version {version}, this package reads {VERSION}: write it again")
     found: dict[str, tuple[Item, ...]] = {}
     for category in categories:
         if category.dataset != dataset or category.name not in wanted:
             raise InctrlError(
-                f"{path} holds prompts of {dataset} for {', '.join(wanted)}, none for {category.name!r} of "
-                f"{category.dataset}"
+                f"{path} holds normal images of {dataset} for {', '.join(wanted)}, none for "
+                f"{category.name!r} of {category.dataset}"
             )
         pool = {item.name: item for item in category.train}
         for name, digest in wanted[category.name]:
@@ -263,8 +288,8 @@ def read_prompts(path: str | Path, categories: Sequence[Category]) -> dict[str, 
                 )
             if content_hash(pool[name]) != digest:
                 raise InctrlError(
-                    f"{path}: {name} is not the image it was when the prompts were recorded. Fetch the data "
-                    "set again, or record new prompts"
+                    f"{path}: {name} is not the image it was when it was recorded. Fetch the data set "
+                    "again, or record anew"
                 )
         found[category.name] = tuple(pool[name] for name, _ in wanted[category.name])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from inctrl_lite.data.catalogue import MULTI_CLASS, SEED, TEST_SHARE, find_dataset
-from inctrl_lite.data.images import FORMATS
-from inctrl_lite.data.manifest import Manifest, Row, check_classes, write_manifest
+from inctrl_lite.data.catalogue import MULTI_CLASS, find_dataset
+from inctrl_lite.data.folders import held_out
+from inctrl_lite.data.images import open_image
+from inctrl_lite.data.manifest import Manifest, Row, check_classes, rows_without_mask, write_manifest
 from inctrl_lite.data.sources import arrays, crops, files
 from inctrl_lite.data.sources.sample import Sample, Source, folders
 from inctrl_lite.errors import InctrlError
@@ -79,6 +81,12 @@ def prepare(
         check_classes(
             category, any(r.split == "train" for r in own), [r.label for r in own if r.split == "test"]
         )
+    if without := rows_without_mask(rows):
+        warnings.warn(
+            f"{len(without)} anomalous images have no mask, first {without[0].file}: no pixel metrics can be "
+            f"computed for {', '.join(sorted({row.category for row in without}))}. Fetch the data set again",
+            stacklevel=2,
+        )
     pixels = any(row.source for row in rows)
     dataset = f"{name}-multiclass" if protocol == MULTI_CLASS else name
     return write_manifest(
@@ -105,6 +113,7 @@ def _find_root(raw: Path, title: str, source: Source) -> Path:
 def _row(sample: Sample, root: Path, out: Path) -> Row:
     """The manifest's line of a sample, whose pixels are written first if it has any."""
     if isinstance(sample.image, Path):
+        assert not isinstance(sample.mask, np.ndarray)
         if sample.mask is not None and _size(sample.mask) != _size(sample.image):
             raise InctrlError(
                 f"the mask {sample.mask} is {_size(sample.mask)} pixels large, its image "
@@ -115,7 +124,7 @@ def _row(sample: Sample, root: Path, out: Path) -> Row:
     else:
         file, mask = f"images/{sample.name}.png", ""
         _write_png(out / file, sample.image)
-        if sample.mask is not None:
+        if isinstance(sample.mask, np.ndarray):
             mask = f"masks/{sample.name}.png"
             _write_png(out / mask, sample.mask.astype(np.uint8) * 255)
     return Row(
@@ -125,12 +134,9 @@ def _row(sample: Sample, root: Path, out: Path) -> Row:
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height of an upright image, from its header alone."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size[::-1] if turned else image.size
-    except OSError as error:
-        raise InctrlError(f"{path} is not an image that can be read: fetch the data set again") from error
+    with open_image(path) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size[::-1] if turned else image.size
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
@@ -141,20 +147,18 @@ def _split(rows: Iterable[Row]) -> list[Row]:
     """Rows without a split get what scikit-learn's train_test_split makes of the sorted files."""
     rows = list(rows)
     for category in sorted({row.category for row in rows}):
-        unsaid = sorted((r for r in rows if r.category == category and not r.split), key=lambda row: row.file)
-        order = np.random.RandomState(SEED).permutation(len(unsaid))
-        held_out = {unsaid[i].file for i in order[: int(np.ceil(TEST_SHARE * len(unsaid)))]}
+        tested = held_out(row.file for row in rows if row.category == category and not row.split)
         rows = [
             row
             if row.split or row.category != category
-            else replace(row, split="test" if row.file in held_out else "train")
+            else replace(row, split="test" if row.file in tested else "train")
             for row in rows
         ]
     return rows
 
 
 def _one_vs_all(rows: Iterable[Row], category: str) -> list[Row]:
-    """One class is normal, its training images are the pool of prompts; every other is anomalous."""
+    """One class is normal, its training images are the pool of normal images; every other is anomalous."""
     return _relabelled(rows, category, lambda row: row.category == category)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,7 +13,14 @@ from tqdm import tqdm
 
 from inctrl_lite.data.catalogue import CATALOGUE, MULTI_CLASS
 from inctrl_lite.data.images import load_image, load_mask
-from inctrl_lite.data.manifest import Manifest, Row, file_hash, load_manifest, missing_files
+from inctrl_lite.data.manifest import (
+    Manifest,
+    Row,
+    file_hash,
+    load_manifest,
+    missing_files,
+    rows_without_mask,
+)
 from inctrl_lite.errors import InctrlError
 
 SHOWN = 5  # files named in a summary; the JSON has all
@@ -87,6 +95,12 @@ def verify(path: str | Path, progress: bool = False) -> Report:
         *_unreadable(manifest.root, there, lost, progress),
         *_same_content(manifest.root, there),
         *_same_source(there),
+        *_some(
+            "error" if manifest.dataset in CATALOGUE else "warning",
+            "anomalous images have no mask, although others of the data set have one: no pixel metrics can "
+            "be computed for their categories",
+            sorted(row.file for row in rows_without_mask(manifest.rows)),
+        ),
     ]
     counts = _count(manifest.rows)
     findings += _compare(manifest, counts)
@@ -105,14 +119,19 @@ def _some(level: str, what: str, files: Iterable[str]) -> Iterator[Finding]:
 
 def _unreadable(root: Path, rows: list[Row], lost: set[str], progress: bool) -> Iterator[Finding]:
     bad_images, bad_masks, empty_masks = [], [], []
+    doubts: dict[str, list[str]] = defaultdict(list)  # what reading warns of -> files
     # Once a file, however many categories it serves.
     masks = {row.file: "" if row.mask in lost else row.mask for row in rows}
     for file, mask in tqdm(sorted(masks.items()), desc="reading", disable=not progress):
         try:
-            size = load_image(root / file).size
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                size = load_image(root / file).size
         except InctrlError as error:
             bad_images.append(f"{file}: {error}")
             continue
+        for warning in caught:
+            doubts[str(warning.message)].append(file)
         try:
             if mask and not load_mask(root / mask, size).any():
                 empty_masks.append(mask)
@@ -123,6 +142,8 @@ def _unreadable(root: Path, rows: list[Row], lost: set[str], progress: bool) -> 
     yield from _some(
         "warning", "masks of anomalous images are all black: pixel metrics would be off", empty_masks
     )
+    for message, files in doubts.items():
+        yield from _some("warning", message, files)
 
 
 def _same_content(root: Path, rows: list[Row]) -> Iterator[Finding]:
@@ -149,8 +170,8 @@ def _same_content(root: Path, rows: list[Row]) -> Iterator[Finding]:
     )
     yield from _some(
         "warning",
-        "images are in training and test: a prompt may be the query itself, so that scores of normal images "
-        "are too low and AUROC too high",
+        "images are in training and test: a normal image may be the query itself, so that scores of normal "
+        "queries are too low and AUROC too high",
         kind(lambda group: leaks(group) and not contradicts(group)),
     )
     yield from _some(
@@ -168,20 +189,21 @@ def _same_source(rows: list[Row]) -> Iterator[Finding]:
             splits[row.source].add(row.split)
     yield from _some(
         "note",
-        "photographs have pieces in training and in test, as in the public protocol: prompts may be more "
-        "alike to queries than another photograph would be",
+        "photographs have pieces in training and in test, as in the public protocol: normal images may be "
+        "more like the queries than another photograph would be",
         sorted(source for source, found in splits.items() if len(found) > 1),
     )
 
 
 def _count(rows: Iterable[Row]) -> dict[str, tuple[int, int, int]]:
     tally = Counter((row.category, row.split, row.label) for row in rows)
-    places = (("train", 0), ("test", 0), ("test", 1))
-    return {name: tuple(tally[name, *place] for place in places) for name in sorted({c for c, _, _ in tally})}
+    names = sorted({category for category, _, _ in tally})
+    return {name: (tally[name, "train", 0], tally[name, "test", 0], tally[name, "test", 1]) for name in names}
 
 
 def _total(counts: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
-    return tuple(sum(column) for column in zip(*counts.values(), strict=True))
+    train, normal, anomalous = (sum(column) for column in zip(*counts.values(), strict=True))
+    return train, normal, anomalous
 
 
 def _compare(manifest: Manifest, counts: dict[str, tuple[int, int, int]]) -> Iterator[Finding]:
@@ -189,17 +211,17 @@ def _compare(manifest: Manifest, counts: dict[str, tuple[int, int, int]]) -> Ite
     name = manifest.dataset.removesuffix("-multiclass")
     several = name != manifest.dataset
     info = CATALOGUE.get(name)
-    expected = info and info.counts.get(MULTI_CLASS if several else info.protocols[0])
-    if expected is None:
+    expected = None if info is None else info.counts.get(MULTI_CLASS if several else info.protocols[0])
+    if info is None or expected is None:
         what = f"{manifest.dataset} is not in the catalogue: there is nothing to compare its counts with"
         yield Finding("note", what)
         return
     for category, (normal, anomalous) in expected.by_category.items():
-        found = counts.get(category, (0, normal, anomalous))[1:]
-        if found != (normal, anomalous):
+        there = counts.get(category, (0, normal, anomalous))[1:]
+        if there != (normal, anomalous):
             yield Finding(
                 "error" if expected.certain else "warning",
-                f"{category} has {found[0]} normal and {found[1]} anomalous test images, {normal} and "
+                f"{category} has {there[0]} normal and {there[1]} anomalous test images, {normal} and "
                 f"{anomalous} are expected ({expected.source})",
             )
     if not several and len(counts) < len(info.categories):

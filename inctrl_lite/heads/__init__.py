@@ -1,11 +1,18 @@
 """Heads: the learned part, one file each. A new head is its file and one line here."""
 
+from inctrl_lite.backbones.base import Backbone
 from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
 from inctrl_lite.heads.lite import LiteConfig, LiteHead
 from inctrl_lite.heads.paper import PaperHead
 from inctrl_lite.heads.prior import PriorConfig, PriorHead
 
 HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead, "prior": PriorHead}
+
+
+def own_head(backbone: Backbone) -> str:
+    """The InCTRL-lite head for a backbone: "lite" with a text encoder, "prior" without."""
+    return "lite" if backbone.has_text_encoder else "prior"
+
 
 __all__ = [
     "HEADS",
@@ -19,4 +26,5 @@ __all__ = [
     "PriorHead",
     "ScoreHead",
     "fuse",
+    "own_head",
 ]

@@ -22,7 +22,6 @@ class Head(nn.Module, ABC):
 
     Attributes:
         terms: which terms the score is made of; all but for ablations.
-        needs_text: it uses the text prototypes.
         needs_statistics: it uses the support set's `normal_statistics`.
         augments_support: the support set is to hold augmented copies when images are scored.
         loss_on_logits: the focal loss passes its scores through a second sigmoid, as the public code does.
@@ -30,13 +29,17 @@ class Head(nn.Module, ABC):
         any_grid: it works on a residual map of any size.
     """
 
-    needs_text: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     augments_support: ClassVar[bool] = False
     loss_on_logits: ClassVar[bool] = False
     all_terms: ClassVar[tuple[str, ...]] = TERMS
     any_grid: ClassVar[bool] = False
     terms: tuple[str, ...]
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether it uses the text prototypes."""
+        return "text" in self.terms
 
     @classmethod
     def build(
@@ -56,7 +59,8 @@ class Head(nn.Module, ABC):
         chosen = cls.all_terms if terms is None else tuple(terms)
         if unknown := set(chosen) - set(cls.all_terms):
             raise InctrlError(
-                f"{cls.__name__} has no term {', '.join(sorted(unknown))}: choose from {', '.join(cls.all_terms)}"
+                f"{cls.__name__} has no term {', '.join(sorted(unknown))}: choose from "
+                f"{', '.join(cls.all_terms)}"
             )
         return cls._build(embed_dim, num_patches, stage_widths, chosen)
 
@@ -74,6 +78,17 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, evidence: Evidence) -> Scores:
         """Scores of B queries, each in (0, 1); `Scores` says what each term is."""
+
+
+def given(tensor: Tensor | None, what: str) -> Tensor:
+    """A part of the evidence that a head cannot do without.
+
+    Raises:
+        InctrlError: it is missing.
+    """
+    if tensor is None:
+        raise InctrlError(f"the head needs {what}, which the evidence does not hold")
+    return tensor
 
 
 class Adapter(nn.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inctrl_lite.evidence import Evidence, Scores
-from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
+from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse, given
 from inctrl_lite.residual import image_residual, text_score
 
 
@@ -66,7 +66,6 @@ class LiteHead(Head):
     that the largest patch z-score or the whole image is anomalous (either is enough).
     """
 
-    needs_text = True
     needs_statistics = True
     augments_support = True
 
@@ -99,8 +98,12 @@ class LiteHead(Head):
         config = self.config
         adapted = self.adapter(evidence.query_embedding), self.adapter(evidence.support_embedding)
         image = self.image(image_residual(*adapted))
-        text = text_score(evidence.text_cosines, self.log_text_scale.exp())
-        z = ranked_z_scores(evidence.patch_map, evidence.normal_statistics, config)  # [B, ranks]
+        text = torch.zeros_like(image)
+        if self.needs_text:
+            cosines = given(evidence.text_cosines, "text prototypes")
+            text = text_score(cosines, self.log_text_scale.exp())
+        statistics = given(evidence.normal_statistics, "normal statistics")
+        z = ranked_z_scores(evidence.patch_map, statistics, config)  # [B, ranks]
         global_score = (self.whole[0] * (log_global_ratio(evidence) - self.whole[1])).sigmoid()
         holistic_map = fuse(
             self.terms, z.clamp(*config.z_limits) / config.z_scale, image + global_score, text
@@ -130,7 +133,7 @@ def ranked_z_scores(
 def log_global_ratio(evidence: Evidence) -> Float[Tensor, " B"]:
     """Logarithm of (distance of the whole image / distance among normal images), mean over its two forms."""
     pairs = [(evidence.global_distance, evidence.global_reference)]
-    if evidence.region_distance is not None:
+    if evidence.region_distance is not None and evidence.region_reference is not None:
         pairs.append((evidence.region_distance, evidence.region_reference))
     logs = [(distance + 1e-3).log() - (reference + 1e-3).log() for distance, reference in pairs]
     return torch.stack(logs).mean(0)

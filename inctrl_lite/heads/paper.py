@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from inctrl_lite.evidence import Evidence, Scores
-from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
+from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse, given
 from inctrl_lite.residual import image_residual, text_score
 
 
@@ -22,7 +24,6 @@ class PaperHead(Head):
         terms: which terms the score is made of.
     """
 
-    needs_text = True
     loss_on_logits = True
 
     def __init__(self, embed_dim: int, num_patches: int, terms: Collection[str] = TERMS):
@@ -42,7 +43,9 @@ class PaperHead(Head):
         """Scores with all terms; no gradient flows through the text score."""
         adapted = self.adapter(evidence.query_embedding), self.adapter(evidence.support_embedding)
         image = self.image(image_residual(*adapted))
-        text = text_score(evidence.text_cosines).detach()
+        text = torch.zeros_like(image)
+        if self.needs_text:
+            text = text_score(given(evidence.text_cosines, "text prototypes")).detach()
         patch = evidence.patch_map.amax(-1)
         holistic_map = fuse(self.terms, evidence.patch_map, image, text)
         holistic = self.holistic(holistic_map)

@@ -1,9 +1,10 @@
-"""The head of the photo detector: residuals, and a learned prior where InCTRL has its text prior.
+"""InCTRL-lite on a backbone without words: residuals, and a learned prior where InCTRL has its text prior.
 
-A network without words has no sentences "damaged ..." and "flawless ...". In their place stands a learned
-direction: a linear score of a patch, "damaged or not", that was trained once on the auxiliary set and sees no
-normal image. It is linear and strongly regularised on purpose; everything larger that was trained on drawn or
-synthetic defects made photographs worse (book/photo.md).
+A network without a text encoder has no sentences "damaged ..." and "flawless ...". In their place stands a
+learned direction: a linear score of a patch, "damaged or not", that was trained once on the auxiliary set and
+never sees a normal image of the category. It is linear and strongly regularised on purpose: everything larger
+that we trained on drawn or synthetic defects made photographs worse (see the model card of the photo
+detector).
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from inctrl_lite.backbones.base import Stage
 from inctrl_lite.evidence import Evidence, Scores
-from inctrl_lite.heads.base import Head
-from inctrl_lite.residual import unit_tokens
+from inctrl_lite.heads.base import Head, given
+from inctrl_lite.residual import resample_map
 from inctrl_lite.support import SupportSet
+
+SMALLEST = 5e-7  # residual whose logarithm is taken where a patch occurs in the support set
 
 
 @dataclass(frozen=True)
@@ -30,43 +34,52 @@ class PriorConfig:
     Attributes:
         prior_weight: of the patch prior, in standard deviations over the auxiliary set's patches, beside the
             logarithm of the patch residual.
-        whole_weight: of the logarithm of the mean residual of the whole map beside that of its peak: for
-            anomalies that change the whole image (another kind of thing).
-        fall_per_doubling: how much the raw score of normal images falls when K doubles, because a larger
-            support set has nearer neighbours.
-        middle, slope: the score is 1/2 where the raw score is `middle` above the level of normal images;
-            `slope` says how fast it moves to 0 and 1.
+        whole_weight: of the logarithm of the mean residual of the whole map, beside the peak of the map: for
+            anomalies that change the whole image, such as another kind of thing.
+        border_penalty: taken from the outermost ring of the map. There the network sees padding, and objects
+            that are cut off differ from image to image.
+        fall_per_doubling: how much the raw score of normal images falls when K doubles: a larger support set
+            has nearer neighbours.
+        steepness, offset: the score is sigmoid(steepness * (raw score - level of normal images) + offset),
+            1/2 where the residual is exp(1/3) = 1.4 times what is usual.
     """
 
-    prior_weight: float = 0.1
+    prior_weight: float = 0.15
     whole_weight: float = 0.5
-    fall_per_doubling: float = 0.231
-    middle: float = 0.24
-    slope: float = 0.15
+    border_penalty: float = 0.2
+    fall_per_doubling: float = 0.24
+    steepness: float = 3.0
+    offset: float = -1.0
 
 
 class PriorHead(Head):
-    """InCTRL-lite on a network without words: log residual + learned patch prior, against the normal images.
+    """InCTRL-lite for a backbone without text encoder: log residual + learned patch prior, against normal
+    images.
 
-    For each patch: the logarithm of its residual plus the weighted prior. The raw score of an image is the
-    largest of these plus the weighted logarithm of the mean residual of the later stages. The final score
-    compares it with the level of normal images: their own leave-one-out raw scores and one constant from the
-    auxiliary set, in equal parts per image.
+    For each patch: the logarithm of its residual, plus the weighted prior, of which the image's own mean is
+    taken (the prior says where in the image, not which kind of image). The raw score of an image is the
+    largest of these, plus the weighted logarithm of the mean residual of the last two stages. The final
+    score compares
+    it with the level of normal images: the mean of their leave-one-out raw scores.
 
     Args:
-        stage_widths: C of each stage.
+        stage_widths: C of each stage; the prior reads the middle one.
         terms: "patch" (the peak of the residual), "whole" (its mean) and "prior"; all but for ablations.
+            Without "prior" it is the untrained head.
         config: constants.
 
     Attributes:
-        direction: of the prior, on unit tokens of all stages side by side.
+        direction: of the prior, on unit tokens of the middle stage.
         offset: of the prior; together they give mean 0 and standard deviation 1 on the auxiliary patches.
-        level: raw score of normal images at K = 1 on the auxiliary set.
+        level: raw score to expect of a normal image where K = 1, with the prior and without it.
     """
 
     needs_statistics = True
     any_grid = True
     all_terms = ("patch", "whole", "prior")
+    direction: Tensor
+    offset: Tensor
+    level: Tensor
 
     def __init__(
         self,
@@ -76,12 +89,10 @@ class PriorHead(Head):
     ):
         super().__init__()
         self.terms, self.config = tuple(terms), config or PriorConfig()
-        self.direction: Tensor
-        self.offset: Tensor
-        self.level: Tensor
-        self.register_buffer("direction", torch.zeros(sum(stage_widths)))
+        self.prior_stage = len(stage_widths) // 2
+        self.register_buffer("direction", torch.zeros(stage_widths[self.prior_stage]))
         self.register_buffer("offset", torch.zeros(()))
-        self.register_buffer("level", torch.zeros(()))
+        self.register_buffer("level", torch.zeros(2))
 
     @classmethod
     def _build(
@@ -89,51 +100,63 @@ class PriorHead(Head):
     ) -> PriorHead:
         return cls(stage_widths, terms)
 
-    def prior_map(self, stages: tuple[Stage, ...], grid: tuple[int, int]) -> Float[Tensor, "*b N"]:
+    def prior_map(self, stages: Sequence[Stage], grid: tuple[int, int]) -> Float[Tensor, "*b N"]:
         """How damaged each patch looks by itself, in standard deviations over the auxiliary patches."""
-        return unit_tokens(stages, grid) @ self.direction + self.offset
+        stage = stages[self.prior_stage]
+        values = F.normalize(stage.tokens, dim=-1) @ self.direction + self.offset
+        return resample_map(values, stage.grid, grid)
 
     def normal_level(self, support: SupportSet) -> Float[Tensor, " 1"]:
-        """The raw score to expect of a normal image: leave-one-out scores and the constant from training."""
-        shots, config = support.shots, self.config
-        expected = self.level - config.fall_per_doubling * math.log2(shots)
+        """The raw score to expect of a normal image: the mean of the leave-one-out raw scores."""
+        shots = support.shots
         if shots == 1 or support.normal_maps is None:
-            return expected[None]
-        originals = tuple(stage.map(lambda tokens: tokens[:shots]) for stage in support.stages)
-        raw = self.raw_score(support.normal_maps, self.prior_map(originals, support.map_grid))  # [K]
+            return self.level[:1] if "prior" in self.terms else self.level[1:]
+        originals = [stage.map(lambda tokens: tokens[:shots]) for stage in support.stages]
+        prior = self.prior_map(originals, support.map_grid)
+        raw = self.raw_score(support.normal_maps, prior, support.map_grid)  # [K]
         # each was compared with K - 1 images; a query is compared with K
-        raw = raw - config.fall_per_doubling * math.log2(shots / (shots - 1))
-        return ((raw.sum() + expected) / (shots + 1))[None]
+        correction = self.config.fall_per_doubling * math.log2(shots / (shots - 1))
+        return raw.mean()[None] - correction
 
     def raw_score(
-        self, stage_maps: Float[Tensor, "B L N"], prior_map: Float[Tensor, "B N"]
+        self, stage_maps: Float[Tensor, "B L N"], prior_map: Float[Tensor, "B N"], grid: tuple[int, int]
     ) -> Float[Tensor, " B"]:
-        """Peak of (log residual + weighted prior), plus the weighted log of the whole map's mean."""
-        raw = torch.zeros_like(prior_map)
+        """Peak of (log residual + weighted prior), plus the weighted logarithm of the whole map's mean."""
+        values = -self.config.border_penalty * border_ring(grid).to(prior_map)
         if "patch" in self.terms:
-            raw = raw + log_map(stage_maps)
+            values = values + stage_maps.mean(1).clamp_min(SMALLEST).log()
         if "prior" in self.terms:
-            raw = raw + self.config.prior_weight * prior_map
-        peak = raw.amax(-1)
+            values = values + self.config.prior_weight * (prior_map - prior_map.mean(-1, keepdim=True))
+        raw = values.expand_as(prior_map).amax(-1)
         if "whole" in self.terms:
-            peak = peak + self.config.whole_weight * stage_maps[:, -2:].mean((1, 2)).clamp_min(1e-6).log()
-        return peak
+            raw = raw + self.config.whole_weight * whole_residual(stage_maps).clamp_min(SMALLEST).log()
+        return raw
 
     def forward(self, evidence: Evidence) -> Scores:
         """Scores with the terms patch, whole and prior."""
-        assert evidence.normal_level is not None
+        level = given(evidence.normal_level, "the normal level (InCTRL.support computes it)")
         config, prior = self.config, self.prior_map(evidence.query_stages, evidence.map_grid)
-        raw = self.raw_score(evidence.stage_maps, prior)
-        final = ((raw - evidence.normal_level[:, 0] - config.middle) / config.slope).sigmoid()
+        raw = self.raw_score(evidence.stage_maps, prior, evidence.map_grid)
         return Scores(
-            final=final,
+            final=(config.steepness * (raw - level[:, 0]) + config.offset).sigmoid(),
             patch_map=evidence.patch_map,
             patch=evidence.patch_map.amax(-1),
-            whole=evidence.stage_maps[:, -2:].mean((1, 2)),
-            prior=prior.amax(-1).sigmoid(),
+            whole=whole_residual(evidence.stage_maps),
+            prior=prior.mean(-1).sigmoid(),
         )
 
 
-def log_map(stage_maps: Float[Tensor, "B L N"]) -> Float[Tensor, "B N"]:
-    """Logarithm of the patch residual map."""
-    return stage_maps.mean(1).clamp_min(1e-6).log()
+def whole_residual(stage_maps: Float[Tensor, "B L N"]) -> Float[Tensor, " B"]:
+    """Mean residual of the whole map over the last two stages, in [0, 1]: the first one sees only texture."""
+    return stage_maps[:, -2:].mean((1, 2))
+
+
+def border_ring(grid: tuple[int, int]) -> Float[Tensor, " N"]:
+    """1 on the outermost ring of a grid, 0 inside.
+
+    >>> border_ring((3, 4)).view(3, 4).tolist()
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    """
+    ring = torch.ones(grid)
+    ring[1:-1, 1:-1] = 0
+    return ring.flatten()

@@ -1,4 +1,4 @@
-"""Data sets whose images lie in arrays: MNIST's idx files and CIFAR-10's pickled batches."""
+"""MNIST and CIFAR-10: arrays as their authors offer them (idx files, pickled batches), or PNG folders."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ import math
 import pickle
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from inctrl_lite.data.catalogue import CATALOGUE
+from inctrl_lite.data.images import find_images
 from inctrl_lite.data.sources.sample import Sample, Source, holds
 from inctrl_lite.errors import InctrlError
 
+BATCHES = holds(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")  # of CIFAR-10
 IMAGES, LABELS = 0x0803, 0x0801  # magic numbers of idx files: bytes in three dimensions, in one
 MOST = 60_000 * 28 * 28  # bytes of the largest of MNIST's files
 
 
 def _read_idx(path: Path, magic: int) -> np.ndarray:
-    """A gzipped idx file as uint8 [N, 28, 28] (images) or [N] (labels)."""
+    """An idx file, gzipped or not, as uint8 [N, 28, 28] (images) or [N] (labels)."""
     dimensions = magic & 0xFF
     try:
-        with gzip.open(path) as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head, body = file.read(4 + 4 * dimensions), file.read(MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InctrlError(f"{path} is damaged or cut short ({error}): fetch it again") from error
@@ -37,12 +40,45 @@ def _read_idx(path: Path, magic: int) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
+def _idx_files(root: Path, prefix: str) -> list[Path]:
+    """Images and labels of a split, gzipped or not, as MNIST's home page or (with dots) Kaggle has them."""
+    found = []
+    for kind in ("images{}idx3-ubyte", "labels{}idx1-ubyte"):
+        names = [f"{prefix}-{kind.format(mark)}{end}" for mark in "-." for end in (".gz", "")]
+        found += [root / name for name in names if (root / name).is_file()][:1]
+    return found
+
+
+def _has_idx(root: Path) -> bool:
+    return all(len(_idx_files(root, prefix)) == 2 for prefix in ("train", "t10k"))
+
+
 def _mnist(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
+    if not _has_idx(root):
+        yield from _class_folders(root, categories)
+        return
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        source = f"{prefix}-images-idx3-ubyte.gz"
-        images = _read_idx(root / source, IMAGES)
-        labels = _read_idx(root / f"{prefix}-labels-idx1-ubyte.gz", LABELS).tolist()
-        yield from _classes(images, labels, categories, split, [source] * len(images))
+        images_file, labels_file = _idx_files(root, prefix)
+        images, labels = _read_idx(images_file, IMAGES), _read_idx(labels_file, LABELS).tolist()
+        yield from _classes(images, labels, categories, split, [images_file.name] * len(images))
+
+
+def _find_splits(root: Path, categories: Sequence[str]) -> dict[str, Path]:
+    """Split -> folder that holds a folder for some of the classes (train/airplane, training/0)."""
+    found = {}
+    for split, names in (("train", ("train", "training")), ("test", ("test", "testing"))):
+        for folder in (root / name for name in names):
+            if any((folder / category).is_dir() for category in categories):
+                found[split] = folder
+    return found
+
+
+def _class_folders(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
+    """Folders of PNG files, one for each split and class; the files are used where they lie."""
+    for split, folder in _find_splits(root, categories).items():
+        for category in categories:
+            for path in find_images(folder / category):
+                yield Sample(path, path.relative_to(root).as_posix(), category, 0, split)
 
 
 def _classes(
@@ -58,7 +94,7 @@ def _classes(
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles dictionaries, lists, numbers, strings and numpy arrays, and nothing that runs code."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.empty(0).__reduce__()[0]
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
@@ -82,6 +118,9 @@ def _read_batch(path: Path) -> tuple[np.ndarray, list[int]]:
 
 
 def _cifar10(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
+    if not BATCHES(root):
+        yield from _class_folders(root, categories)
+        return
     for split, names in (("train", [f"data_batch_{i}" for i in range(1, 6)]), ("test", ["test_batch"])):
         batches = [(name, *_read_batch(root / name)) for name in names]
         images = np.concatenate([images for _, images, _ in batches])
@@ -90,20 +129,19 @@ def _cifar10(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
         yield from _classes(images, labels, categories, split, sources)
 
 
+def _has_class_folders(name: str) -> Callable[[Path], bool]:
+    return lambda root: len(_find_splits(root, CATALOGUE[name].categories)) == 2
+
+
 SOURCES = {
     "mnist": Source(
-        holds(
-            "train-images-idx3-ubyte.gz",
-            "train-labels-idx1-ubyte.gz",
-            "t10k-images-idx3-ubyte.gz",
-            "t10k-labels-idx1-ubyte.gz",
-        ),
-        "the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
+        lambda root: _has_idx(root) or _has_class_folders("mnist")(root),
+        "the four files {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz, or training/0 ... testing/9",
         _mnist,
     ),
     "cifar10": Source(
-        holds(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
-        "data_batch_1 ... data_batch_5 and test_batch",
+        lambda root: BATCHES(root) or _has_class_folders("cifar10")(root),
+        "data_batch_1 ... data_batch_5 and test_batch, or train/airplane ... test/truck",
         _cifar10,
     ),
 }

@@ -87,13 +87,14 @@ def _aitex(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     for path in find_images(root / "Mask_images"):
         masks.setdefault(re.sub(r"_mask\d?$", "", path.stem), []).append(path)
     for path in find_images(root / "Defect_images"):
-        if path.stem not in masks:
+        strip = load_image(path)
+        try:
+            mask = _strip_mask(masks.pop(path.stem, []), strip.size)
+        except InctrlError as error:
             warnings.warn(
-                f"{path} has no mask and is left out: nobody knows which tiles are anomalous", stacklevel=2
+                f"{path} is left out, since nobody knows which tiles are anomalous: {error}", stacklevel=2
             )
             continue
-        strip = load_image(path)
-        mask = np.any([load_mask(drawn, strip.size) for drawn in masks.pop(path.stem)], axis=0)
         code = path.stem.split("_")[1:2]
         for i, left in enumerate(range(0, strip.width, TILE)):
             defect = mask[:, left : left + TILE]
@@ -115,6 +116,16 @@ def _aitex(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
         raise InctrlError(
             f"the mask {min(masks.values())[0]} has no image in Defect_images: fetch the data set again"
         )
+
+
+def _strip_mask(drawn: list[Path], size: tuple[int, int]) -> np.ndarray:
+    """All masks of a strip as one, bool [H, W]."""
+    if not drawn:
+        raise InctrlError("it has no mask")
+    mask = np.any([load_mask(path, size) for path in drawn], axis=0)
+    if not mask.any():
+        raise InctrlError(f"the mask {drawn[0]} is black")
+    return mask
 
 
 SOURCES = {

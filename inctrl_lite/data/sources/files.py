@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from inctrl_lite.data.catalogue import CATALOGUE
@@ -27,7 +28,20 @@ def _find_categories(root: Path, dataset: str, wanted: tuple[str, ...], besides:
 
 def _lines(table: Path) -> list[str]:
     """A text file's lines; bytes that are no UTF-8 are no file's name either, and are found missing later."""
-    return table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    try:
+        return table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise InctrlError(f"cannot read {table}: {error.strerror or error}") from error
+
+
+def _csv_rows(table: Path) -> list[list[str]]:
+    """The rows of a CSV file, the header first; blank lines are left out."""
+    try:
+        return [row for row in csv.reader(_lines(table)) if row]
+    except csv.Error as error:
+        raise InctrlError(
+            f"{table} is no table that can be read ({error}): fetch the data set again"
+        ) from error
 
 
 def _mvtec(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
@@ -36,19 +50,19 @@ def _mvtec(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
         (category,) = load_folder(root / name)
         for split, items in (("train", category.train), ("test", category.test)):
             for item in items:
-                yield Sample(item.image, item.name, name, item.label, split, item.defect, item.mask)
+                yield Sample(item.image, item.name, name, item.label or 0, split, item.defect, item.mask)
 
 
 def _visa(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     """The public code's split, split_csv/1cls.csv. Files are called .JPG, which its next script overlooks."""
     _find_categories(root, "visa", categories, {"split_csv"})
     table = root / "split_csv" / "1cls.csv"
-    reader = csv.DictReader(_lines(table), restval="")
-    if reader.fieldnames != ["object", "split", "label", "image", "mask"]:
-        raise InctrlError(
-            f"{table}: the columns should be object,split,label,image,mask, they are {reader.fieldnames}"
-        )
-    rows = sorted((row for row in reader if row["object"] in categories), key=lambda row: row["image"])
+    columns = ["object", "split", "label", "image", "mask"]
+    header, *lines = _csv_rows(table) or [[]]
+    if header != columns:
+        raise InctrlError(f"{table}: the columns should be {','.join(columns)}, they are {','.join(header)}")
+    entries = [dict(zip_longest(columns, line[:5], fillvalue="")) for line in lines]
+    rows = sorted((row for row in entries if row["object"] in categories), key=lambda row: row["image"])
     for row in rows:
         good = (row["split"], row["label"]) in (("train", "normal"), ("test", "normal"), ("test", "anomaly"))
         if not (good and row["image"] and is_inside(row["image"]) and is_inside(row["mask"])):
@@ -73,13 +87,13 @@ def _visa(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
 def _elpv(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     """Defect probability 0 is normal, 1 anomalous; what the experts were not sure of is left out."""
     table = root / "labels.csv"
-    entries = []
+    entries: list[tuple[str, float, str]] = []
     for number, line in enumerate(_lines(table), start=1):
         if not line.strip():
             continue
         try:
-            file, probability, kind = line.split()
-            entries.append((file, float(probability), kind))
+            file, share, kind = line.split()
+            entries.append((file, float(share), kind))
         except ValueError as error:
             raise InctrlError(
                 f"{table}, line {number}: a file, a probability and a kind are expected"
@@ -113,8 +127,10 @@ def _brainmri(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
 
 def _headct(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
     table = root / "labels.csv"
+    places = ("head_ct/head_ct", "head_ct", ".")  # the inner folder, or both, may have been lost in unpacking
+    place = next((p for p in places if any((root / p).glob("*.png"))), places[0])
     labels = {}
-    for number, fields in enumerate(csv.reader(_lines(table)), start=1):
+    for number, fields in enumerate(_csv_rows(table), start=1):
         if number == 1:  # the header, "id, hemorrhage"
             continue
         try:
@@ -123,7 +139,7 @@ def _headct(root: Path, categories: tuple[str, ...]) -> Iterator[Sample]:
             raise InctrlError(f"{table}, line {number}: an id and a label are expected") from error
         if label not in (0, 1):
             raise InctrlError(f"{table}, line {number}: the label is {label}, it should be 0 or 1")
-        labels[f"head_ct/head_ct/{image:03}.png"] = label
+        labels[(Path(place) / f"{image:03}.png").as_posix()] = label
     require(root, labels, "labels.csv")
     for name, label in sorted(labels.items()):
         yield Sample(
@@ -140,10 +156,14 @@ def _has_category(folder: Path) -> bool:
     return any((folder / name / "train").is_dir() for name in CATALOGUE["mvtec"].categories)
 
 
+def _has_heads(folder: Path) -> bool:
+    return holds("labels.csv", "head_ct")(folder) or holds("labels.csv", "000.png")(folder)
+
+
 SOURCES = {
     "mvtec": Source(_has_category, "the category folders, bottle ... zipper", _mvtec),
     "visa": Source(holds("split_csv/1cls.csv"), "the category folders and split_csv/1cls.csv", _visa),
     "elpv": Source(holds("labels.csv", "images"), "labels.csv and images/", _elpv),
     "brainmri": Source(holds("no", "yes"), "the folders no/ and yes/", _brainmri),
-    "headct": Source(holds("labels.csv", "head_ct"), "labels.csv and head_ct/", _headct),
+    "headct": Source(_has_heads, "labels.csv and head_ct/", _headct),
 }

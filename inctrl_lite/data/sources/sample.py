@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Source:
 
 def holds(*names: str) -> Callable[[Path], bool]:
     """A test whether a folder holds all these files and folders."""
-    return lambda folder: all((folder / name).exists() for name in names)
+    return lambda folder: all(os.path.exists(folder / name) for name in names)
 
 
 def warn_of_strangers(root: Path, strangers: Iterable[str]) -> None:
@@ -66,13 +67,20 @@ def warn_of_strangers(root: Path, strangers: Iterable[str]) -> None:
 
 
 def folders(root: Path) -> list[str]:
-    """Names of the visible folders in a folder, sorted."""
-    return sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
+    """Names of the visible folders in a folder, sorted.
+
+    Raises:
+        InctrlError: the folder may not be opened.
+    """
+    try:
+        return sorted(f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith((".", "__")))
+    except OSError as error:
+        raise InctrlError(f"{root} may not be opened: {error.strerror or error}") from error
 
 
 def require(root: Path, files: Iterable[str], listed_in: str) -> None:
     """Refuse a data set some of whose listed files are missing."""
-    if missing := [file for file in files if not (root / file).is_file()]:
+    if missing := [file for file in files if not os.path.isfile(root / file)]:
         raise InctrlError(
             f"{len(missing)} files that {root / listed_in} lists are not there, first {missing[0]}: the "
             "download is not complete. Fetch it again"

@@ -291,12 +291,13 @@ def fused(
     whole: float = WHOLE,
     centred: float = 1.0,
     top: int = 1,
+    peak_stages: Sequence[int] = (4,),
     whole_stages: Sequence[int] = (4, 6),
 ) -> Score:
     """The rule: peak of log residual with the prior, plus a share of the log of the whole map's mean."""
 
     def score(view: View) -> Tensor:
-        maps = view.mean().log() - border * ring()
+        maps = view.mean(peak_stages).log() - border * ring()
         if prior:
             likely = view.prior()
             maps = maps + prior * (likely - centred * likely.mean(1, keepdim=True))
@@ -421,6 +422,7 @@ def measure(net: Any) -> tuple[dict, tuple[np.ndarray, float]]:
     table.add("raw pixels", raw, SHOTS)
     table.add("patch max, stages pooled 3 x 3", peak(pooled=True))
     table.add("patch max", peak(), SHOTS)
+    stages: tuple[int, ...]
     for stages in ((2, 4), (4, 6), (2,), (4,), (6,)):
         table.add(f"patch max, stages {stages}", peak(stages))
     for top in (2, 4):
@@ -431,7 +433,10 @@ def measure(net: Any) -> tuple[dict, tuple[np.ndarray, float]]:
         table.add(f"fused, untrained, border {border}", fused(prior=0, border=border))
     for whole in (0.0, 0.25, 1.0):
         table.add(f"fused, untrained, whole {whole}", fused(prior=0, whole=whole))
-    table.add("fused, untrained, whole of all stages", fused(prior=0, whole_stages=STAGES))
+    for stages in (STAGES, (4,), (6,)):
+        table.add(f"fused, untrained, whole of stages {stages}", fused(prior=0, whole_stages=stages))
+    for stages in (STAGES, (2, 4), (4, 6)):
+        table.add(f"fused, untrained, peak of stages {stages}", fused(prior=0, peak_stages=stages))
     table.add("fused, untrained", untrained, SHOTS)
     half = {
         n: [prepared(net, c, "ImageNet") for c in pictures[n][::2]]
@@ -468,6 +473,8 @@ def measure(net: Any) -> tuple[dict, tuple[np.ndarray, float]]:
     table.add("prior not centred", fused(centred=0))
     table.add("image prior added, 0.05", with_image_prior(0.05, relative=False))
     table.add("image prior above the normal images', 0.05", with_image_prior(0.05, relative=True))
+    three = fused(peak_stages=STAGES)
+    table.add("fused, trained, peak of three stages", three, SHOTS)
     table.add("fused, trained", fused(), SHOTS)
 
     print("\nK = 0: the prior alone")

@@ -1,12 +1,12 @@
-"""What is usual of a patch and of a whole image? python benchmarks/choose_whole.py [TOWER]
+"""Constants of InCTRL-lite's training-free terms: python benchmarks/choose_whole.py [TOWER]
 
-Tries values of `residual.OWN`, `USUAL`, `PLACE_USUAL` and `USUAL_VOTES`, and the size at which
-`LiteHead` calls a whole image strange, on pictures that no evaluation world holds: defects of the
-auxiliary world, of grey specimens, of cloudy panels and of photographs, and things that the tiny CLIP's
-corpus leaves out: invented characters and silhouettes, one against five others, and mixtures of them.
-Prompts are seen in more views. Nothing is trained: what is measured is the surprise of patches or whole
-alone. Prints mean AUROC (in %) by set and writes benchmarks/results/choose_whole.json. TOWER is an
-exported folder; without it, the embedded one.
+Tries values of `residual.LOCAL_WEIGHT`, `GLOBAL_PRIOR`, `REGION_PRIOR` and `PRIOR_WEIGHT`, and the ratio of
+distances at which `LiteHead` gives a whole image a score of 1/2, on pictures that no evaluation world
+holds: defects of the auxiliary world, of grey specimens, of cloudy panels and of photographs, and things
+that the tiny CLIP's corpus leaves out: invented characters and silhouettes, one against five others, and
+mixtures of them. Support sets are augmented. Nothing is trained: the scores of the patches and of the whole
+image alone are measured. Prints mean AUROC (in %) by set and writes benchmarks/results/choose_whole.json.
+TOWER is an exported folder; without it, the embedded one.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inctrl_lite import load_backbone, residual
-from inctrl_lite.backbone import SUPPORT_AUGMENTATIONS, ImageFeatures, augmentation_count
+from inctrl_lite.augment import augmentation_count
+from inctrl_lite.backbones import Backbone, ImageFeatures
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.defects import DEFECTS, Picture, damage
 from inctrl_lite.data.drawing import box, canvas, cover, grid, noise, paint, photograph, pose
 from inctrl_lite.data.worlds import AUXILIARY, load_world
+from inctrl_lite.encoder import Encoder
 from inctrl_lite.environment import environment
-from inctrl_lite.store import encode_items, encode_views
 from inctrl_lite.files import write_text
 from inctrl_lite.metrics import auroc
-from inctrl_lite.model import SupportSet
+from inctrl_lite.support import SupportSet
 from inctrl_lite.tiny.corpus import (
     INVENTED_CHARACTERS,
     SILHOUETTES,
@@ -49,12 +50,12 @@ from inctrl_lite.tiny.corpus import (
     specimen,
 )
 
-POOL, NORMAL, ANOMALOUS = 8, 10, 12  # images a category: prompts' pool, test normals, test anomalies
+POOL, NORMAL, ANOMALOUS = 8, 10, 12  # images a category: to draw from, test normals, test anomalies
 SHOTS = (2, 4, 8)
-USUAL, PLACE_USUAL, VOTES = (0.03, 0.04, 0.06), (0.12, 0.16, 0.2), (2, 4, 8)
+GLOBAL, REGION, WEIGHTS = (0.03, 0.04, 0.06), (0.12, 0.16, 0.2), (2, 4, 8)
 SLOPE, TIMES = 4.0, (1.25, 1.5, 2.0)
-OWN = (0.0, residual.OWN, 0.75)
-CHOSEN = residual.USUAL, residual.PLACE_USUAL, residual.USUAL_VOTES, 1.5  # with which OWN is tried
+LOCAL = (0.0, residual.LOCAL_WEIGHT, 0.75)
+CHOSEN = residual.GLOBAL_PRIOR, residual.REGION_PRIOR, residual.PRIOR_WEIGHT, 1.5  # with which LOCAL is tried
 # photographs that the corpus does not hold: three of scikit-image, two of scikit-learn
 PHOTOGRAPHS = (
     "chelsea.png",
@@ -171,60 +172,60 @@ def development() -> dict[str, list[Category]]:
     }
 
 
-def whole_image(
-    query: ImageFeatures, prompt: SupportSet, patches: dict[float, Tensor]
-) -> dict[str, Tensor]:
-    """Scores of the whole alone, and of patches or whole for every setting."""
-    shots, by_class, by_place = len(prompt.global_embedding), {}, {}
-    for residual.USUAL_VOTES, residual.USUAL in product(VOTES, USUAL):
-        found = residual.class_residual(query.global_embedding, prompt.global_embedding)
-        by_class[residual.USUAL_VOTES, residual.USUAL] = (found + 1e-3).log()
-    for residual.USUAL_VOTES, residual.PLACE_USUAL in product(VOTES, PLACE_USUAL):
-        found = residual.place_residual(query.places, prompt.places, shots)
-        by_place[residual.USUAL_VOTES, residual.PLACE_USUAL] = (found + 1e-3).log()
+def whole_image(query: ImageFeatures, support: SupportSet, patches: dict[float, Tensor]) -> dict[str, Tensor]:
+    """Scores of the whole image alone, and of patches or whole image for every setting."""
+    by_embedding, by_region = {}, {}
+    for residual.PRIOR_WEIGHT, residual.GLOBAL_PRIOR in product(WEIGHTS, GLOBAL):
+        found = residual.global_distance(query.global_embedding, support.global_embedding)
+        by_embedding[residual.PRIOR_WEIGHT, residual.GLOBAL_PRIOR] = log_pair(*found)
+    for residual.PRIOR_WEIGHT, residual.REGION_PRIOR in product(WEIGHTS, REGION):
+        found = residual.region_distance(query.regions.tokens, support.regions.tokens, support.shots)
+        by_region[residual.PRIOR_WEIGHT, residual.REGION_PRIOR] = log_pair(*found)
     ranked = {
-        "class embedding, nearest prompt": by_class[VOTES[0], USUAL[0]][:, 0],
-        "strangest places": by_place[VOTES[0], PLACE_USUAL[0]][:, 0],
+        "global embedding, nearest normal image": by_embedding[WEIGHTS[0], GLOBAL[0]][0],
+        "worst regions": by_region[WEIGHTS[0], REGION[0]][0],
     }
-    for usual, place_usual, votes in product(USUAL, PLACE_USUAL, VOTES):
-        ratios = [
-            (far_usual[:, 0] - far_usual[:, 1])
-            for far_usual in (by_class[votes, usual], by_place[votes, place_usual])
-        ]
-        sizes = {"class embedding": ratios[0], "both": sum(ratios) / 2}
+    for one, other, weight in product(GLOBAL, REGION, WEIGHTS):
+        ratios = [d - r for d, r in (by_embedding[weight, one], by_region[weight, other])]
+        sizes = {"global embedding": ratios[0], "both": sum(ratios) / 2}
         for (of, size), times in product(sizes.items(), TIMES):
-            strange = (SLOPE * (size - math.log(times))).sigmoid()
-            name = f"{of}, usual {usual} and {place_usual}, {votes} votes, above {times:g}"
-            ranked[name] = 1 - (1 - patches[residual.OWN]) * (1 - strange)
-            if of == "both" and (usual, place_usual, votes, times) == CHOSEN:
-                for own in OWN:
-                    ranked[f"both, own {own}"] = 1 - (1 - patches[own]) * (1 - strange)
+            score = (SLOPE * (size - math.log(times))).sigmoid()
+            name = f"{of}, priors {one} and {other}, weight {weight}, ratio {times:g}"
+            ranked[name] = 1 - (1 - patches[residual.LOCAL_WEIGHT]) * (1 - score)
+            if of == "both" and (one, other, weight, times) == CHOSEN:
+                for local in LOCAL:
+                    ranked[f"both, local weight {local}"] = 1 - (1 - patches[local]) * (1 - score)
     return ranked
+
+
+def log_pair(distance: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    return (distance + 1e-3).log(), (reference + 1e-3).log()
 
 
 @torch.no_grad()
 def evaluate(backbone: Backbone, categories: list[Category], found: dict[str, list[float]]) -> None:
-    """Append the AUROC of every setting, and of patches and whole alone, for every prompt."""
+    """Append the AUROC of every setting, and of patches and whole image alone, for every support set."""
+    encoder = Encoder(backbone)
     for one in categories:
-        features = encode_items(backbone, [*one.train, *one.test])
-        views = encode_views(backbone, one.train)
-        query, labels = features[POOL:], [item.label for item in one.test]
+        features = encoder.encode_items([*one.train, *one.test])
+        augmented = encoder.encode_augmented_items(one.train)
+        query, labels, grid = features[POOL:], [item.label for item in one.test], features.map_grid
         for shots in SHOTS:
             for start in range(0, POOL, shots):
                 rows = slice(start, start + shots)
-                own_views = views[start * len(SUPPORT_AUGMENTATIONS) : (start + shots) * len(SUPPORT_AUGMENTATIONS)]
-                prompt = SupportSet.of(features[rows], own_views)
-                maps = residual.patch_residual_map(query.patches, prompt.patches)
-                plain = residual.patch_residual_map(query.patches, features[rows].patches).amax(1)
-                ranked, surprise = {"patch max": maps.amax(1), "patch max, one view": plain}, {}
-                in_views = own_views.patches.unflatten(0, (shots, -1))[:, : augmentation_count(shots)]
-                others = residual.leave_one_out_maps(features[rows].patches, in_views)
-                for own in OWN:  # as in LiteHead
-                    mean, deviation = residual.normal_residual_statistics(others, features.grid, own).unbind(-1)
-                    largest = ((maps - mean) / (deviation + 1e-3)).amax(1)
-                    ranked[f"patch max, own {own}"] = largest
-                    surprise[own] = (largest / 4 - 1).sigmoid()
-                ranked |= whole_image(query, prompt, surprise)
+                support = SupportSet.of(features[rows], augmented[rows])
+                maps = residual.patch_residual_map(query.stages, support.stages, grid)
+                plain = residual.patch_residual_map(query.stages, features[rows].stages, grid).amax(1)
+                ranked, peaks = {"patch max": maps.amax(1), "patch max, not augmented": plain}, {}
+                count = augmentation_count(shots)
+                copies = augmented[rows].map(lambda tensor, count=count: tensor[:, :count])
+                among = residual.leave_one_out_maps(features[rows].stages, grid, copies.stages).mean(1)
+                for local in LOCAL:  # as in LiteHead
+                    mean, std = residual.normal_residual_statistics(among, grid, local).unbind(-1)
+                    largest = ((maps - mean) / (std + 1e-3)).amax(1)
+                    ranked[f"patch max, local weight {local}"] = largest
+                    peaks[local] = (largest / 4 - 1).sigmoid()
+                ranked |= whole_image(query, support, peaks)
                 for name, scores in ranked.items():
                     found[name].append(auroc(labels, scores.numpy()))
 

@@ -25,11 +25,11 @@ def main() -> None:
     axes = figure.subplots(3, len(WORLDS))
     for column, world in enumerate(WORLDS):
         category = load_world(world, normal=0, anomalous=1)[0]
-        prompts = draw_support(category, 4, seed=0)
-        detector.fit([item.image for item in prompts], category.name)
+        support = draw_support(category, 4, seed=0)
+        detector.fit([item.image for item in support], category.name)
         query = category.test[0]
         prediction = detector.predict(query.image, category.name)[0]
-        for row, picture in enumerate((prompts[0].image, query.image, prediction.overlay())):
+        for row, picture in enumerate((support[0].image, query.image, prediction.overlay())):
             axes[row, column].imshow(picture)
             axes[row, column].set(xticks=[], yticks=[])
         axes[0, column].set_title(world, fontsize=9)

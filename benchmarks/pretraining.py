@@ -2,7 +2,7 @@
 
 Takes the folder that `python -m inctrl_lite.tiny.pretrain` was given: for each run in it the held-out
 accuracies of its log, and for its snapshots (every 1,000th step and the last) and what it exported AUROC on
-the unseen worlds at K = 4, of methods without training and of InCTRL trained on top. Rows of
+the unseen worlds at K = 4, of methods without training and of InCTRL-lite trained on top. Rows of
 benchmarks/results/pretraining.csv whose snapshot or log is gone stay as they were measured; the others are
 written anew, with pretraining.png.
 """
@@ -17,27 +17,26 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from crossed import crossed, mean_of_worlds
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from inctrl_lite.backbones import load_backbone
-from inctrl_lite.benchmark_report import MINE
-from inctrl_lite.store import FeatureStore
+from inctrl_lite import load_backbone
+from inctrl_lite.benchmark import embedded, run_benchmark
+from inctrl_lite.benchmark_report import MEAN, MINE
 from inctrl_lite.files import write_text
 from inctrl_lite.tiny.corpus import SIZE
 from inctrl_lite.tiny.pretrain import CROWD_KEEPS, PATCH, RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 1000  # steps between the snapshots that are measured
-SHOTS, PROMPTS, HEADS = 4, 3, 2
+SHOTS, DRAWS = 4, 3
 ACCURACIES = {
     "held-out patch pairs": "the defect has the larger patch residual",
-    "held-out referee pairs": "damaged told from normal by the class residual",
+    "held-out referee pairs": "damaged told from normal by the global embedding",
     "held-out damaged pairs": "damaged is farther than normal",
     "held-out odd pairs": "another thing is farther than the same",
 }
-METHODS = (MINE, "patch max, one view", "class embedding NN")
+METHODS = (MINE, "patch max, not augmented", "global embedding")
 EXPORTED = "{} run, mean with its start"
 
 
@@ -52,8 +51,9 @@ def quality(folder: Path) -> dict[str, float]:
     """Mean AUROC over the unseen worlds at K = 4, by method."""
     with TemporaryDirectory() as place:
         backbone = load_backbone(f"local-dir:{folder}")
-        table = crossed(backbone, FeatureStore(backbone, place), [SHOTS], PROMPTS, HEADS)
-    means = mean_of_worlds(table).groupby("method")["auroc"].mean()
+        run_folder = run_benchmark(embedded(), place, shots=[SHOTS], seeds=DRAWS, backbone=backbone).folder
+        summary = pd.read_csv(run_folder / "summary.csv")
+    means = summary[summary["dataset"] == MEAN].set_index("method")["auroc"]
     return means[list(METHODS)].to_dict()
 
 

@@ -4,7 +4,7 @@
    against doing what need not be done twice (text prompts and normal images encoded for every query).
 2. A training step from stored features against encoding query and prompts in the step.
 3. Peak memory of scoring against the number of images.
-4. Cost against K, prompts seen in more views or in one, and against the number of images.
+4. Cost against K, with an augmented support set or without, and against the number of images.
 
 Writes benchmarks/results/speed.json and speed.png. `--quick` takes the embedded backbone for 1 and 2.
 """
@@ -23,16 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from inctrl_lite import AnomalyDetector
-from inctrl_lite.backbone import PAPER, Backbone
+from inctrl_lite import AnomalyDetector, load_backbone
+from inctrl_lite.backbones import Backbone
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import sample_batch
+from inctrl_lite.encoder import Encoder
 from inctrl_lite.environment import environment
-from inctrl_lite.store import FeatureStore, encode_items
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import InCTRL
-from inctrl_lite.support import SupportSet
 from inctrl_lite.prompts import text_prompts, text_prototypes
+from inctrl_lite.store import FeatureStore
+from inctrl_lite.support import SupportSet
 from inctrl_lite.training import load_episodes
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,22 +60,22 @@ def paired(first: Callable, second: Callable, repeats: int) -> dict[str, float]:
 def backbone_and_model(quick: bool) -> tuple[Backbone, InCTRL]:
     """The paper's architecture with random weights (speed does not depend on them), or the embedded one."""
     torch.manual_seed(0)
-    backbone = load_backbone("tiny") if quick else load_backbone(PAPER[0])
+    backbone = load_backbone("tiny") if quick else load_backbone("ViT-B-16-plus-240")
     return backbone, InCTRL(backbone.embed_dim, backbone.num_patches).eval()
 
 
 @torch.inference_mode()
 def scoring(backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, repeats: int = 7) -> dict:
     """Part 1."""
-    images = torch.randn(batch, 3, *backbone.image_size)
-    normals = torch.randn(shots, 3, *backbone.image_size)
-    prompt = SupportSet.of(backbone.encode_images(normals))
+    images = torch.randn(batch, 3, *backbone.preprocessor.size)
+    normals = torch.randn(shots, 3, *backbone.preprocessor.size)
+    support = model.support(backbone.encode_images(normals))
     text = text_prototypes(backbone, "bottle")
     sentences = sum(map(len, text_prompts("bottle")))
 
     fitted = paired(
-        lambda: model(backbone.encode_images(images), prompt, text),
-        lambda: backbone.clip.encode_images(images),
+        lambda: model(backbone.encode_images(images), support, text),
+        lambda: backbone.clip.encode_image(images),
         repeats,
     )
     again = seconds(lambda: text_prototypes(backbone, "bottle")) + seconds(
@@ -86,7 +87,9 @@ def scoring(backbone: Backbone, model: InCTRL, shots: int = 4, batch: int = 8, r
         "scoring over bare encode_image": fitted["ratio"],
         "seconds per image, scoring": per_image,
         "seconds per image, bare encode_image": fitted["second_s"] / batch,
-        f"re-encoding {sentences} sentences and {shots} prompts per query, over scoring": (again + per_image)
+        f"re-encoding {sentences} sentences and {shots} normal images per query, over scoring": (
+            again + per_image
+        )
         / per_image,
     }
 
@@ -96,31 +99,34 @@ def training_step(
 ) -> dict:
     """Part 2: the same step, from the feature store and with its images encoded in the step."""
     rng = np.random.default_rng(0)
-    height, width = backbone.image_size
+    height, width = backbone.preprocessor.size
     pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(batch * (2 + shots))]
     items = [Item(picture, int(i < batch), f"noise/{i}") for i, picture in enumerate(pictures)]
     category = Category("noise", "noise", "semantic", tuple(items[batch:]), tuple(items[:batch]))
     texts = {"noise": text_prototypes(backbone, "noise")}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     episodes = sample_batch([category], 0, batch_size=batch, shots=shots)
-    used = list(dict.fromkeys(item for e in episodes for item in (e.query, *e.prompt)))
+    used = list(dict.fromkeys(item for e in episodes for item in (e.query, *e.support)))
     model.train()
 
     def step(store) -> None:
-        query, prompt, text, labels = load_episodes(episodes, store, texts, model.head.uses_spread)
-        scores = model(query, prompt, text)
+        query, support, text, labels = load_episodes(episodes, store, texts, model.head.needs_statistics)
+        scores = model(query, support, text)
         loss = focal_loss(scores.final, labels) + focal_loss(scores.image, labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
 
     class NoStore:
-        load = staticmethod(lambda items: encode_items(backbone, items))
+        """Encodes whatever is asked for, every time."""
+
+        def __init__(self):
+            self.backbone, self.load = backbone, Encoder(backbone).encode_items
 
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(backbone, folder)
         store.encode(used, batch_size=batch, progress=False)
-        result = paired(lambda: step(NoStore), lambda: step(store), repeats)
+        result = paired(lambda: step(NoStore()), lambda: step(store), repeats)
     model.eval()
     return {
         "setting": f"{backbone.name}, K = {shots}, batch {batch}, {len(used)} images",
@@ -129,6 +135,8 @@ def training_step(
         "seconds a step, encoding": result["first_s"],
     }
 
+
+SUPPORTS = {"augmented": True, "as it is": False}
 
 MEMORY_PROBE = """
 import re, sys, numpy as np
@@ -160,49 +168,49 @@ def growth(repeats: int = 9) -> dict[str, dict]:
     detector = AnomalyDetector.from_pretrained("tiny", device="cpu")
     backbone, model = detector.backbone, detector.model
     text = text_prototypes(backbone, "bottle")
-    images = torch.randn(32, 3, *backbone.image_size)
+    images = torch.randn(32, 3, *backbone.preprocessor.size)
 
-    def prompt_of(shots: int, views: bool) -> SupportSet:
-        normals = torch.randn(shots, 3, *backbone.image_size)
-        return SupportSet.of(
-            backbone.encode_images(normals), backbone.encode_views(normals) if views else None
-        )
+    encoder = Encoder(backbone)
+
+    def support_of(shots: int, augment: bool) -> SupportSet:
+        normals = torch.randn(shots, 3, *backbone.preprocessor.size)
+        augmented = encoder.encode_augmented(normals) if augment else None
+        return model.support(encoder.encode(normals), augmented)
 
     by_shots = {}
     for shots in (1, 2, 4, 8, 16, 32, 64):
         by_shots[str(shots)] = {}
-        for name, views in (("in views", True), ("in one view", False)):
-            prompt = prompt_of(shots, views)
+        for name, augment in SUPPORTS.items():
+            support = support_of(shots, augment)
             times = [
-                seconds(lambda p=prompt: model(backbone.encode_images(images), p, text))
-                for _ in range(repeats + 1)
+                seconds(lambda s=support: model(encoder.encode(images), s, text)) for _ in range(repeats + 1)
             ]
             by_shots[str(shots)][name] = 1000 * statistics.median(times[1:]) / len(images)
-    prompt = prompt_of(4, True)
+    support = support_of(4, True)
     by_count = {}
     for count in (32, 128, 512, 2048):
         batches = count // len(images)
         by_count[str(count)] = seconds(
-            lambda b=batches: [model(backbone.encode_images(images), prompt, text) for _ in range(b)]
+            lambda b=batches: [model(encoder.encode(images), support, text) for _ in range(b)]
         )
     return {"ms per image by K": by_shots, "seconds by images": by_count}
 
 
 def plot(grown: dict[str, dict], path: Path) -> None:
-    """Cost by prompts, seen in more views or in one, and by images, beside proportional growth."""
+    """Cost by K, with an augmented support set or without, and by images, beside proportional growth."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_shots, by_count = grown.values()
-    for name, style in (("in views", "o-C0"), ("in one view", "s-C1")):
+    for name, style in zip(SUPPORTS, ("o-C0", "s-C1"), strict=True):
         values = [times[name] for times in by_shots.values()]
-        left.plot([int(k) for k in by_shots], values, style, label=f"prompts {name}")
+        left.plot([int(k) for k in by_shots], values, style, label=f"support set {name}")
     left.set_xscale("log", base=2)
     left.set(xlabel="K, normal images", ylabel="ms per image", ylim=(0, None))
     left.set_xticks([int(k) for k in by_shots], by_shots)
     x, y = np.array([int(k) for k in by_count]), np.array(list(by_count.values()))
-    right.loglog(x, y, "o-", label="measured, K = 4 in views")
+    right.loglog(x, y, "o-", label="measured, K = 4, augmented")
     right.loglog(x, y[0] * x / x[0], "--", color="0.5", label="proportional to the first point")
     right.set(xlabel="images", ylabel="seconds")
     for axes in (left, right):

@@ -4,7 +4,7 @@ Three calls::
 
     from inctrl_lite import AnomalyDetector
 
-    detector = AnomalyDetector.from_pretrained("tiny")
+    detector = AnomalyDetector.from_pretrained("photo")
     detector.fit(normals, category="bottle")
     predictions = detector.predict(images)
 """

@@ -37,7 +37,10 @@ Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many no
 Seed = Annotated[int, typer.Option(help="Which K normal images are drawn.")]
 Model = Annotated[
     str,
-    typer.Option(help="'tiny' (embedded), a folder of a trained model, a public .pyth file, or a Hub id."),
+    typer.Option(
+        help="'photo' (for photographs), 'tiny' (for teaching), a folder of a trained model, a .pyth file of "
+        "the public code, or a Hub id."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -81,7 +84,11 @@ def score(
     shots: Shots = 4,
     category: Annotated[str, typer.Option(help="What the images show, in words: 'metal nut'.")] = "object",
     seed: Seed = 0,
-    model: Model = "tiny",
+    model: Model = "photo",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the input in pixels, for 'photo': 320 finds smaller defects."),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Score above which an image is anomalous; default: from the normal images."),
@@ -111,6 +118,7 @@ def score(
         category=category,
         seed=seed,
         model=model,
+        image_size=image_size,
         threshold=threshold,
         skip_unreadable=skip_unreadable,
         batch_size=batch_size,
@@ -133,12 +141,18 @@ def train(
     ] = "industrial",
     out: Out = Path("runs/inctrl"),
     backbone: Annotated[
-        str, typer.Option(help="'tiny', an open_clip architecture, or local-dir:FOLDER.")
+        str,
+        typer.Option(
+            help="One of `inctrl-lite info`, an open_clip architecture, local-dir:FOLDER or timm:MODEL."
+        ),
     ] = "tiny",
     pretrained: Annotated[
         str | None, typer.Option(help="Weights tag or file of an open_clip architecture.")
     ] = None,
-    head: Annotated[str, typer.Option(help="'paper' (exact) or 'lite' (small backbones).")] = "paper",
+    head: Annotated[
+        str,
+        typer.Option(help="'paper' (InCTRL), 'lite' (InCTRL-lite), or 'prior' (InCTRL-lite without text)."),
+    ] = "paper",
     shots: Shots = 4,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
     steps_per_epoch: Annotated[int, typer.Option(min=1)] = 100,
@@ -168,6 +182,12 @@ def train(
         seed=seed,
     )
     frozen = load_backbone(backbone, pretrained)
+    if head == "prior":
+        from inctrl_lite.prior import learn_prior
+
+        learn_prior(_categories(data), frozen, out, device=device, seed=seed, progress=not quiet)
+        print(_json_text({"model": str(out)}) if json else f"prior learned; model in {out}")
+        return
     _, history = train_model(_categories(data), frozen, config, out=out, device=device, progress=not quiet)
     if not process_group(device).is_main:
         return
@@ -182,7 +202,7 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="A manifest, a folder in MVTec layout, or the name of a procedural world.")
     ],
-    model: Model = "tiny",
+    model: Model = "photo",
     shots: Shots = 4,
     seeds: Annotated[
         int, typer.Option(min=1, help="How many draws of the normal images to average over.")
@@ -353,8 +373,12 @@ def _categories(data: str) -> list[Category]:
     return load_dataset(data)
 
 
+def _json_text(value: Any) -> str:
+    return json_.dumps(value, indent=2, default=str, allow_nan=False)
+
+
 def _print_json(value: Any) -> None:
-    print(json_.dumps(value, indent=2, default=str, allow_nan=False))
+    print(_json_text(value))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Three calls::
 
-    detector = AnomalyDetector.from_pretrained("tiny")
+    detector = AnomalyDetector.from_pretrained("photo")
     detector.fit("photos/good", category="bottle")
     for prediction in detector.predict("photos/new"):
         print(prediction.name, prediction.score)
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-DEFAULT = "tiny"
+DEFAULT = "photo"
 # Trained detectors that come with the package.
 DETECTORS: dict[str, Path] = {
     "photo": Path(__file__).parent / "photo" / "detector",

@@ -7,6 +7,7 @@ Everything frozen is encoded once (`store`); the regression itself takes seconds
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,17 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from inctrl_lite.backbones.base import Backbone
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.images import load_image, load_mask
+from inctrl_lite.device import pick_device
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import check_writable
 from inctrl_lite.heads.prior import PriorHead
 from inctrl_lite.model import InCTRL
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.support import SupportSet
 
 if TYPE_CHECKING:
     from inctrl_lite.data.category import Item
     from inctrl_lite.preprocess import Preprocessor
-    from inctrl_lite.store import FeatureStore
 
 STRENGTH = 0.003  # C of the logistic regression; chosen in benchmarks/choose_photo.py
 PATCHES = 8  # damaged and as many sound patches of an image
@@ -77,6 +81,45 @@ def train_prior(
     head.offset.fill_(offset)
     head.level.copy_(one_image_level(model, categories, store))
     return model.eval()
+
+
+def learn_prior(
+    categories: Sequence[Category],
+    backbone: Backbone,
+    out: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> InCTRL:
+    """A new model with a learned prior for a backbone, written to a folder if one is given.
+
+    Args:
+        categories: an auxiliary set whose anomalous images have masks.
+        backbone: frozen, moved to the device.
+        out: folder for the model; None keeps nothing.
+        device: "auto" (CUDA, then MPS, then CPU) or a torch device.
+        seed: which patches of an image are taken.
+        progress: show progress bars.
+
+    Raises:
+        InctrlError: no masks, or a folder that cannot be written.
+    """
+    if out is not None:
+        check_writable(out)
+    store = FeatureStore(backbone.to(pick_device(device)))
+    model = InCTRL(
+        backbone.embed_dim,
+        backbone.num_patches,
+        "prior",
+        backbone.arguments,
+        stage_widths=backbone.stage_widths,
+    ).to(backbone.device)
+    store.encode([i for c in categories for i in (*c.train[:NEIGHBOURS], *c.test)], progress=progress)
+    train_prior(model, categories, store, seed=seed, progress=progress)
+    if out is not None:
+        model.save_pretrained(out)
+    return model
 
 
 def fit_direction(

@@ -13,7 +13,7 @@ from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import read_labelled
 from inctrl_lite.data.images import find_images, load_image
-from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
+from inctrl_lite.detector import DEFAULT, AnomalyDetector, Prediction, Predictions
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import check_writable, write_text, write_whole
@@ -79,7 +79,8 @@ def score_folder(
     shots: int = 4,
     category: str = "object",
     seed: int = 0,
-    model: str | AnomalyDetector = "tiny",
+    model: str | AnomalyDetector = DEFAULT,
+    image_size: int | None = None,
     threshold: float | None = None,
     skip_unreadable: bool = False,
     batch_size: int = 32,
@@ -93,6 +94,7 @@ def score_folder(
         queries: an image or a folder; labels are read from MVTec-style sub-folders where there are any.
         out: folder for scores.csv, scores.json, report.html and a folder of heat maps.
         model: name for `AnomalyDetector.from_pretrained`, or a detector.
+        image_size: see `AnomalyDetector.from_pretrained`.
         threshold: score above which an image is called anomalous; None: from the normal images themselves.
 
     Raises:
@@ -115,7 +117,11 @@ def score_folder(
             "for fewer shots"
         )
     support = draw_support(Category("folder", category, "", tuple(pool), ()), shots, seed)
-    detector = AnomalyDetector.from_pretrained(model, device=device) if isinstance(model, str) else model
+    detector = (
+        AnomalyDetector.from_pretrained(model, image_size=image_size, device=device)
+        if isinstance(model, str)
+        else model
+    )
     detector.fit([item.image for item in support], category)
     fitted = detector.categories[category]
     if threshold is not None:

@@ -29,8 +29,8 @@ check_threshold_at_rate = Exercise(
     cases=_scores,
     mistakes={
         "You let the share `rate` of these n scores lie above the threshold. A new image then exceeds it "
-        "with the probability (floor(rate * n) + 1) / (n + 1), which is more than the wanted rate. Use r "
-        "= floor(rate * (n + 1)).": lambda s, rate: _descending(s, int(rate * len(s))),
+        "with the probability (floor(rate * n) + 1) / (n + 1), which can be more than the wanted rate. "
+        "Use r = floor(rate * (n + 1)).": lambda s, rate: _descending(s, int(rate * len(s))),
         "Python counts from 0: the r-th largest score is at index r - 1.": lambda s, rate: _descending(
             s, int(rate * (len(s) + 1))
         ),

@@ -49,8 +49,8 @@ class _Member(tarfile.TarInfo):
     def _proc_member(self, tape: tarfile.TarFile) -> tarfile.TarInfo:  # offered for overriding
         if self.type in self.LONG and self.type != tarfile.GNUTYPE_SPARSE and self.size > MAX_HEADER:
             raise InctrlError(
-                f"{os.fsdecode(tape.name or '')} is refused: the name or another fact about a file in it has {self.size:,} "
-                "bytes. Fetch it again from its home page"
+                f"{os.fsdecode(tape.name or '')} is refused: the name or another fact about a file in it has "
+                f"{self.size:,} bytes. Fetch it again from its home page"
             )
         return super()._proc_member(tape)  # type: ignore[misc]
 

@@ -1,0 +1,125 @@
+"""How good are the detectors that come with the package? python benchmarks/quality.py [--data FOLDER]
+
+Runs of `inctrl-lite benchmark`, each of which goes on where it was: the tiny CLIP on the unseen drawn
+worlds; its tower before training, for what needs no text; and with --data (folders of real images in
+MVTec's layout) the tiny CLIP and the photo detector on real images. Copies them to
+benchmarks/results/{embedded,untrained,real,photo}/ and writes benchmarks/results/quality.md: what is
+compared with what, who is better where, and what training adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from record import RESULTS, keep
+
+from inctrl_lite import load_backbone
+from inctrl_lite.backbones import Backbone
+from inctrl_lite.benchmark import Run, embedded, real, run_benchmark
+from inctrl_lite.benchmark_report import MEAN, MINE, STORY, is_training_free, markdown, verdict
+from inctrl_lite.files import write_text
+from inctrl_lite.report import Table
+from inctrl_lite.tiny.pretrain import Pretraining, Recipe
+
+SHOTS = (1, 2, 4, 8)
+INDUSTRIAL = ("mvtec", "sdd", "elpv")
+TITLES = {
+    "photo": "Photo detector on real images",
+    "real": "Tiny CLIP on real images",
+    "embedded": "Tiny CLIP on unseen drawn worlds",
+}
+
+
+def untrained(folder: Path) -> Backbone:
+    """The tiny tower before its first training step: random, but for the whitened patch embedding."""
+    Pretraining(folder, Recipe(triplets=300, held_out=0)).export(folder / "weights")
+    backbone = load_backbone(f"local-dir:{folder / 'weights'}")
+    backbone.name = "untrained tower"
+    backbone.text_encoder = None  # it has read nothing
+    return backbone
+
+
+def story(summary: pd.DataFrame) -> Table:
+    """Mean AUROC over the data sets by K: the four rows of every comparison, raw pixels and the best
+    rival."""
+    mean = summary[summary["dataset"] == MEAN].set_index(["method", "shots"])
+    shots = sorted(summary["shots"].unique().tolist())
+    rows = []
+    for method in ("raw pixels", *STORY):
+        if method in mean.index.get_level_values(0):
+            cells = [mean.loc[(method, k)] for k in shots]
+            rows.append([method, *(f"{c.auroc:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells)])
+    for k in shots:
+        rivals = mean.xs(k, level="shots")
+        rivals = rivals[[is_training_free(name) for name in rivals.index]]
+        best = rivals["auroc"].idxmax()
+        if best not in STORY:
+            rows.append([f"best training-free method at K = {k}: {best}"])
+            rows[-1] += [f"{rivals.loc[best, 'auroc']:.3f}" if k == one else "" for one in shots]
+    return Table(["mean AUROC (95 % interval)", *(f"K = {k}" for k in shots)], rows)
+
+
+def training(summary: pd.DataFrame) -> Table:
+    """What training adds: InCTRL-lite minus its untrained self, and minus the best training-free method."""
+    mine = summary[(summary["method"] == MINE) & (summary["dataset"] == MEAN)]
+    rows = []
+    for row in mine.sort_values("shots").itertuples():
+        added = f"{row.trained:+.3f} ({row.trained_low:+.3f} to {row.trained_high:+.3f})"
+        gain = f"{row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
+        rows.append([row.shots, added, verdict(row.trained_low, row.trained_high), row.rival, gain])
+    head = ["K", f"{MINE} minus untrained", "trained is", "best training-free method", f"{MINE} minus it"]
+    return Table(head, rows)
+
+
+def by_dataset(summary: pd.DataFrame) -> Table:
+    """AUROC of the four rows and of raw pixels on every data set at K = 4."""
+    part = summary[summary["shots"] == 4].set_index(["dataset", "method"])["auroc"]
+    methods = [m for m in ("raw pixels", *STORY) if m in part.index.get_level_values(1)]
+    rows = [
+        [dataset, *(f"{part.get((dataset, m), float('nan')):.3f}" for m in methods)]
+        for dataset in part.index.unique(0)
+    ]
+    return Table(["data set, K = 4", *methods], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--seeds", type=int, default=6)
+    options = parser.parse_args()
+    matplotlib.use("agg")
+    settings = {"shots": SHOTS, "seeds": options.seeds}
+    photographs = real(options.data) if options.data else None  # what is wrong is found before the rest
+    runs: dict[str, Run] = {}
+    if photographs:
+        photo = load_backbone("photo")
+        runs["photo"] = run_benchmark(photographs, options.out, backbone=photo, **settings)
+        runs["real"] = run_benchmark(photographs, options.out, **settings)
+    runs["embedded"] = run_benchmark(embedded(), options.out, **settings)
+    bare = replace(embedded(), name="untrained")
+    tower = untrained(options.out / "tower")
+    runs["untrained"] = run_benchmark(bare, options.out, backbone=tower, **settings)
+    text = []
+    for name, run in runs.items():
+        keep(run.folder, RESULTS / name)
+        if name in TITLES:
+            summary = pd.read_csv(run.folder / "summary.csv")
+            text += [f"## {TITLES[name]}"] + [
+                markdown(title, table)
+                for title, table in (
+                    ("Mean over the data sets", story(summary)),
+                    ("What training adds", training(summary)),
+                    ("Data set by data set", by_dataset(summary)),
+                )
+            ]
+    write_text(RESULTS / "quality.md", "\n\n".join(text) + "\n")
+    print("\n\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

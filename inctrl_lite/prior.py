@@ -66,7 +66,7 @@ def train_prior(
     for category in tqdm(categories, desc="patches", unit="category", disable=not progress):
         items = [item for item in category.test if item.label == 0 or item.mask is not None]
         features = store.load(items)
-        stage = features.stages[head.prior_stage]
+        stage = features.stages[head.middle_stage]
         unit = F.normalize(stage.tokens, dim=-1)  # [B, N, C]
         for row, item in zip(unit, items, strict=True):
             covered = mask_on_grid(item, store.backbone.preprocessor, stage.grid)

@@ -118,8 +118,10 @@ def test_version_and_info(run):
 
 
 def test_the_demo_reports_every_world_it_is_given(tmp_path):
-    demo = run_demo(tmp_path, shots=2, worlds=("fabric", "ct-like"), images=3, device="cpu")
-    assert list(demo.by_world()["world"]) == ["fabric", "ct-like", "mean"]
+    drawn = ("fabric", "ct-like")
+    demo = run_demo(tmp_path, shots=2, worlds=drawn, photographs=("flower",), images=3, device="cpu")
+    expected = ["photographs-auxiliary", *drawn, "mean of the drawn worlds"]
+    assert list(demo.by_world()["world"]) == expected
     page = demo.report.read_text()
     assert "fabric" in page and "data:image/jpeg" in page and "http" not in page
     assert (tmp_path / "demo.csv").exists()

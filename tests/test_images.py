@@ -55,6 +55,13 @@ def test_a_format_is_known_by_its_content_not_by_its_ending(tmp_path):
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.jpg")), colours())
 
 
+def test_a_format_without_signature_is_known_by_its_ending_alone(tmp_path):
+    """Anything might be taken for it, also what is damaged."""
+    Image.fromarray(colours()).save(tmp_path / "a.png", "TGA")
+    with pytest.raises(InctrlError, match="a.png is not an image"):
+        load_image(tmp_path / "a.png")
+
+
 def test_arrays_and_tensors_of_the_same_picture_are_equal():
     expected = colours()
     tensor = torch.tensor(expected).permute(2, 0, 1)
@@ -143,6 +150,9 @@ def test_bits_that_a_file_declares_need_no_guess(tmp_path):
     dark = np.full((4, 4), 400, ">u2")
     written(tmp_path / "a.pgm", b"P5 4 4 4095\n" + dark.tobytes())
     assert load_image(tmp_path / "a.pgm").getpixel((0, 0))[0] == pytest.approx(400 / 4095 * 255, abs=1)
+    written(tmp_path / "b.pgm", b"P5 4 4 4095\n" + (dark // 2).astype(">u2").tobytes())
+    with pytest.warns(UserWarning, match="look black"):  # as it is, not made lighter
+        assert load_image(tmp_path / "b.pgm").getpixel((0, 0))[0] == 200 * 255 // 4095
     body = np.packbits(np.unpackbits(dark.view(np.uint8)).reshape(16, 16)[:, 4:].ravel())
     written(tmp_path / "a.tif", tiff_of(body.tobytes(), 4, 4, [12]))
     assert load_image(tmp_path / "a.tif").getpixel((0, 0))[0] == 400 * 255 // 4095

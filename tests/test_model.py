@@ -45,7 +45,7 @@ def trained(head: str) -> InCTRL:
     torch.manual_seed(1)
     model = new(head)
     if head == "prior":
-        model.head.direction.copy_(torch.randn(sum(WIDTHS)))
+        model.head.direction.copy_(torch.randn(WIDTHS[1]))
         model.head.offset.fill_(0.3)
         model.head.level.fill_(-1.5)
         return model.eval()
@@ -220,16 +220,16 @@ def test_the_lite_heads_constants_are_those_of_its_configuration(text):
 
 @torch.no_grad()
 def test_the_prior_head_by_hand():
-    """One stage, two patches: score = sigmoid((log r + b p + a log mean - level - middle) / slope)."""
+    """One stage, two patches: sigmoid(s (max(log r + b (p - mean p) - e) + a log mean r - level - m))."""
     import math
 
     from inctrl_lite.heads import PriorConfig, PriorHead
 
-    config = PriorConfig(0.5, 0.25, 0.2, 0.1, 0.3)
+    config = PriorConfig(0.5, 0.25, 0.125, 0.2, 3.0, 0.1)
     head = PriorHead((2,), config=config).double()
     head.direction.copy_(torch.tensor([0.0, 2.0]))
     head.offset.fill_(-1.0)
-    head.level.fill_(-0.7)
+    head.level.copy_(torch.tensor([-0.7, -0.9]))
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
 
     def image(*tokens: torch.Tensor) -> ImageFeatures:
@@ -241,15 +241,20 @@ def test_the_prior_head_by_hand():
     support = model.support(image(a, a))
     assert support.normal_level.item() == pytest.approx(-0.7)  # one image: the constant alone
     scores = model(image(a, b), support)
-    # patch a: residual 0 -> log 1e-6, prior -1; patch b: residual 1/2, prior 1; mean of the map 1/4
-    raw = math.log(0.5) + 0.5 * 1 + 0.25 * math.log(0.25)
-    assert scores.final.item() == pytest.approx(1 / (1 + math.exp(-(raw + 0.7 - 0.1) / 0.3)))
+    # patch a: prior -1; patch b: residual 1/2, prior 1; their mean 0; both lie on the border; mean r 1/4
+    raw = math.log(0.5) + 0.5 * 1 - 0.125 + 0.25 * math.log(0.25)
+    assert scores.final.item() == pytest.approx(1 / (1 + math.exp(-3 * (raw + 0.7 - 0.1))))
+    assert scores.prior.item() == pytest.approx(0.5)  # mean prior 0
     two = model.support(ImageFeatures.cat([image(a, a), image(a, b)]))
-    alone = [2 * [math.log(1e-6)], [math.log(1e-6), math.log(0.5) + 0.5]]  # each against the other
-    alone[0] = [math.log(1e-6) - 0.5] * 2
-    raws = [max(alone[0]) + 0.25 * math.log(1e-6), max(alone[1]) + 0.25 * math.log(0.25)]
-    expected = (sum(raws) - 2 * 0.2 + (-0.7 - 0.2)) / 3  # one doubling from K - 1 = 1 to K = 2
-    assert two.normal_level.item() == pytest.approx(expected)
+    zero = math.log(5e-7)  # residual of a patch that occurs in the other image
+    raws = [zero - 0.125 + 0.25 * zero, raw]  # each against the other
+    assert two.normal_level.item() == pytest.approx(sum(raws) / 2 - 0.2)  # one doubling from K - 1 = 1
+    untrained = PriorHead((2,), ("patch", "whole"), config).double()
+    untrained.level.copy_(head.level)
+    assert untrained.normal_level(support).item() == pytest.approx(-0.9)
+    maps, prior = torch.tensor([[[0.0, 0.5]]]).double(), torch.tensor([[-1.0, 1.0]]).double()
+    plain = untrained.raw_score(maps, prior, (1, 2))
+    assert plain.item() == pytest.approx(raw - 0.5)
 
 
 def test_only_the_head_learns(model, text):

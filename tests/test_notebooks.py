@@ -83,3 +83,28 @@ def test_links_lead_somewhere(notebook):
     text = "\n".join(sources(notebook, "markdown"))
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
         assert target.startswith("https://") or (FOLDER / target).exists(), target
+
+
+SITE = "https://inctrl-lite.github.io/inctrl_lite/"
+
+
+def test_glossary_links_name_terms_that_exist(notebook):
+    glossary = (FOLDER.parent / "book" / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^([^\s`:|#(].*)$", glossary.split("```{glossary}")[1].split("```")[0], flags=re.M)
+    anchors = {re.sub(r"[^a-zA-Z0-9._]+", "-", term) for term in terms}
+    text = "\n".join(sources(notebook, "markdown"))
+    linked = re.findall(re.escape(SITE) + r"glossary\.html#term-([^)]+)\)", text)
+    assert linked and set(linked) <= anchors
+    assert len(linked) == len(set(linked))  # only the first use of a term is a link
+
+
+def test_a_prompt_is_always_a_text_prompt(notebook):
+    text = "\n".join(sources(notebook, "markdown"))
+    assert not re.search(
+        r"(?<!text )(?<!Text )\bprompts?\b", re.sub(r"\]\([^)]*\)|`[^`]*`", "", text), flags=re.I
+    )
+
+
+def test_reading_and_working_times_are_stated(notebook):
+    text = sources(notebook, "markdown")[0]
+    assert re.search(r"\*\*Time and needs:\*\* .*?(\d+) minutes, .*?exercises? about (\d+)", text)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,7 @@ class Auxiliary:
         steps: training steps.
         batches: batches of training episodes that are computed for them.
         progress: show progress bars.
+        remembered: what several methods learn alike, by what and with which seed it was learned.
     """
 
     categories: Sequence[Category]
@@ -53,6 +54,7 @@ class Auxiliary:
     steps: int = 200
     batches: int = 100
     progress: bool = False
+    remembered: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
 
 
 class Method(ABC):

@@ -78,10 +78,17 @@ class InCTRLMethod(Method):
                 stage_widths=backbone.stage_widths,
             )
         self.model.to(backbone.device).eval()
-        if head == "prior":
-            train_prior(self.model, auxiliary.categories, auxiliary.store, seed=seed)
+        if head == "prior":  # every version of this head has the same prior, or leaves it out
+            key = ("prior", seed)
+            if key not in auxiliary.remembered:
+                train_prior(self.model, auxiliary.categories, auxiliary.store, seed=seed)
+                auxiliary.remembered[key] = self.model.state_dict()
+            self.model.load_state_dict(auxiliary.remembered[key])
         elif self.learn:
-            train_on_table(self.model, load_table(auxiliary), steps=auxiliary.steps, seed=seed)
+            key = ("table", 0)
+            if key not in auxiliary.remembered:
+                auxiliary.remembered[key] = load_table(auxiliary)
+            train_on_table(self.model, auxiliary.remembered[key], steps=auxiliary.steps, seed=seed)
 
     def _fit(self, normals: Images, category: str) -> None:
         self.normals = normals

@@ -58,7 +58,8 @@ def _from_a_set(names, query, shots, seed):
 
 def _one_by_one(names, query, shots, seed):
     """Draws until there are enough, each draw a new call."""
-    rng, chosen = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    chosen: list[str] = []
     while len(chosen) < shots:
         name = names[rng.choice(len(names))]
         if name != query and name not in chosen:

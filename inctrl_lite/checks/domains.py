@@ -1,5 +1,7 @@
 """Exercises of notebook 09: across domains."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -108,7 +110,7 @@ def _rivals(table: pd.DataFrame, ours: str) -> pd.DataFrame:
     return table.drop(columns=ours)
 
 
-def _changed(**others) -> object:
+def _changed(**others: Callable) -> Callable:
     def wrong(table: pd.DataFrame, ours: str) -> dict[str, float]:
         return margins(table, ours) | {key: float(f(table, ours)) for key, f in others.items()}
 

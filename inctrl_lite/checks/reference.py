@@ -145,11 +145,12 @@ def _shuffled(score: Callable, query: Tensor, support: Tensor) -> float:
 
 
 NEVER_TOGETHER = (
-    "Your test scores single images only, and the defect needs batch mates: score the whole batch as well."
+    "Your test scores single images only. The defect needs other images in the batch, so score the whole "
+    "batch as well."
 )
 NEVER_ALONE = (
     "Score each image in a batch of ONE, query[i : i + 1] with support[i : i + 1]. In a shuffled or doubled "
-    "batch it still has batch mates, and a score that depends on them can pass."
+    "batch it still has other images in the batch, and a score that depends on them can pass."
 )
 
 
@@ -192,8 +193,8 @@ check_largest_change = _Test(
         "You reorder the batch, but you do not put its scores back in order before you compare.": (
             lambda score, q, p: _largest(score(q, p) - score(q.flip(0), p.flip(0)))
         ),
-        "In another order an image still has the same batch mates. A score that depends on who "
-        "is in the batch, as with BatchNorm in training mode, passes. Compare with the image "
+        "In another order an image still has the same other images in the batch. A score that depends "
+        "on who is in the batch, as with BatchNorm in training mode, passes. Compare with the image "
         "alone.": _reversed,
         NEVER_ALONE: _shuffled,
         "Half a batch can be mixed up like a whole one. Compare with the image alone.": _halves,

@@ -23,10 +23,11 @@ def _unit(x: Tensor) -> Tensor:
 def _sentences(seed: int) -> tuple[Tensor, Tensor]:
     """Embeddings of very different lengths, so that a missing normalisation changes the result."""
     g = generator(seed)
-    counts = (7 + seed, 4 + seed % 2)
-    return tuple(
-        (0.1 + 5 * torch.rand(count, 1, generator=g)) * torch.randn(count, 6, generator=g) for count in counts
-    )
+
+    def embeddings(count: int) -> Tensor:
+        return (0.1 + 5 * torch.rand(count, 1, generator=g)) * torch.randn(count, 6, generator=g)
+
+    return embeddings(7 + seed), embeddings(4 + seed % 2)
 
 
 def _all_together(normal: Tensor, anomalous: Tensor) -> Tensor:

@@ -278,9 +278,9 @@ TOLD = {
 }
 ALONE = (
     "score each image alone, in a batch of ONE, images[i : i + 1]. In half a batch or in a shuffled batch it "
-    "still has batch mates, and a score that depends on them can pass"
+    "still has other images in the batch, and a score that depends on them can pass"
 )
-TOGETHER = "score the whole batch as well: without batch mates no defect shows"
+TOGETHER = "score the whole batch as well: without other images in the batch, no defect shows"
 
 
 def _misjudged(case: tuple, result: dict, right: dict) -> str | None:
@@ -334,16 +334,16 @@ check_is_batch_invariant = Exercise(
         "Your test ignores `tolerance`: compare the largest change with this argument.": (
             lambda score, x, tolerance=1e-4: is_batch_invariant(score, x)
         ),
-        "You compare the first half with the whole batch, where it still has batch mates. Compare with "
-        "each image alone.": _by(lambda score, x: _half(score(x)) - score(_half(x))),
+        "You compare the first half with the whole batch, where it still has other images in the batch. "
+        "Compare with each image alone.": _by(lambda score, x: _half(score(x)) - score(_half(x))),
         "You compare the scores of one half with those of the other half. These are other images. Compare "
         "the score of image i in the batch with its score alone.": _by(
             lambda score, x: _half(score(x)) - score(x[len(x) // 2 :])
         ),
         "Your test compares the batch with itself, so a defect that is the same every time passes. "
         "Compare with each image alone.": _by(lambda score, x: score(x) - score(x)),
-        "Your test scores each image alone, twice. Without batch mates no defect shows: score the whole "
-        "batch as well.": _by(lambda score, x: _alone(score, x) - _alone(score, x)),
+        "Your test scores each image alone, twice. Without other images in the batch no defect shows: "
+        "score the whole batch as well.": _by(lambda score, x: _alone(score, x) - _alone(score, x)),
         "Your test compares shapes. All the broken models return the right shape.": (
             lambda score, x, tolerance=1e-4: score(x).shape == _alone(score, x).shape
         ),
@@ -363,14 +363,13 @@ check_is_batch_invariant = Exercise(
         "You compare sorted scores, so scores that changed places pass.": _by(
             lambda score, x: score(x).sort().values - _alone(score, x).sort().values
         ),
-        "In a shuffled batch, an image still has the same batch mates, so a score that depends on the "
-        "mean of the batch passes. Compare with each image alone.": _by(
-            lambda score, x: score(x) - score(x.flip(0)).flip(0)
-        ),
+        "In a shuffled batch, an image still has the same other images in the batch, so a "
+        "score that depends on the mean of the batch passes. Compare with each image "
+        "alone.": _by(lambda score, x: score(x) - score(x.flip(0)).flip(0)),
         "Half a batch can be mixed up like a whole one. Compare with each image alone.": _by(_halves),
         "You ask for exact equality. Rounding depends on the size of a batch, so even a good model fails. "
         "Allow the tolerance.": lambda score, x, tolerance=1e-4: torch.equal(score(x), _alone(score, x)),
-        "The verdict is the wrong way round: True means that batch mates do not matter.": (
+        "The verdict is the wrong way round: True means that other images in the batch do not matter.": (
             lambda score, x, tolerance=1e-4: not is_batch_invariant(score, x, tolerance)
         ),
         "You compare every score with every other score. Compare image i in the batch with image i "
@@ -380,7 +379,7 @@ check_is_batch_invariant = Exercise(
         "You return one verdict for each image. Return one verdict, for the largest change.": (
             lambda score, x, tolerance=1e-4: _changes(score, x).abs() <= tolerance
         ),
-        "You leave one image out at a time, so the others still have batch mates. Compare with each image "
-        "alone.": _by(lambda score, x: score(x)[1:] - score(x[1:])),
+        "You leave one image out at a time, so the others still have other images in the batch. Compare "
+        "with each image alone.": _by(lambda score, x: score(x)[1:] - score(x[1:])),
     },
 )

@@ -160,11 +160,7 @@ def open_image(path: str | Path) -> Image.Image:
 def _open(path: Path) -> Image.Image:
     try:
         size = path.stat().st_size
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-    ) as error:  # ValueError: a zero byte in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # a zero byte is a ValueError
         raise InctrlError(f"no image {path}") from error
     except OSError as error:
         raise InctrlError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -30,7 +30,7 @@ from inctrl_lite.data.worlds import stream
 from inctrl_lite.errors import InctrlError
 
 SIZE = 256  # pixels a side of a defect picture; the regions have 60 to 1,390 in their sources
-INSTALL = "pip install 'inctrl-lite[pretrain]'"
+INSTALL = "pip install scikit-image"
 PACKAGES = {"china": "sklearn.datasets.images", "flower": "sklearn.datasets.images"}
 JPEGS = frozenset({"china", "flower", "hubble_deep_field", "retina", "rocket"})
 
@@ -128,7 +128,13 @@ SETS: tuple[str, ...] = ("auxiliary", "development", "auxiliary-scenes", "develo
 
 
 def load_photographs(
-    name: str, *, train: int = 16, normal: int = 20, anomalous: int = 20, seed: int = 0
+    name: str,
+    *,
+    train: int = 16,
+    normal: int = 20,
+    anomalous: int = 20,
+    seed: int = 0,
+    only: Collection[str] | None = None,
 ) -> list[Category]:
     """The categories of a set.
 
@@ -139,6 +145,7 @@ def load_photographs(
         train: normal images to draw support sets from, a category.
         normal, anomalous: test images, a category.
         seed: another seed gives other images of the same categories.
+        only: names of the categories to make; None: all.
 
     Raises:
         InctrlError: unknown name, or scikit-image is not installed.
@@ -157,6 +164,7 @@ def load_photographs(
             ),
         )
         for category, make in _makers(name).items()
+        if only is None or category in only
     ]
 
 

@@ -40,30 +40,29 @@ class PriorConfig:
             that are cut off differ from image to image.
         fall_per_doubling: how much the raw score of normal images falls when K doubles: a larger support set
             has nearer neighbours.
-        steepness, offset: the score is sigmoid(steepness * (raw score - level of normal images) + offset),
-            1/2 where the residual is exp(1/3) = 1.4 times what is usual.
+        steepness, middle: the score is sigmoid(steepness * (raw score - level of normal images - middle)),
+            1/2 where the residual is exp(1/3) = 1.4 times that of a normal image.
     """
 
     prior_weight: float = 0.15
     whole_weight: float = 0.5
     border_penalty: float = 0.2
-    fall_per_doubling: float = 0.24
-    steepness: float = 3.0
-    offset: float = -1.0
+    fall_per_doubling: float = 0.22
+    steepness: float = 4.0
+    middle: float = 1 / 3
 
 
 class PriorHead(Head):
-    """InCTRL-lite for a backbone without text encoder: log residual + learned patch prior, against normal
-    images.
+    """InCTRL-lite for a backbone without text encoder: log residual + learned patch prior.
 
-    For each patch: the logarithm of its residual, plus the weighted prior, of which the image's own mean is
-    taken (the prior says where in the image, not which kind of image). The raw score of an image is the
-    largest of these, plus the weighted logarithm of the mean residual of the last two stages. The final
-    score compares
-    it with the level of normal images: the mean of their leave-one-out raw scores.
+    For each patch: the logarithm of its residual in the middle stage, plus the weighted prior, from which the
+    image's own mean is subtracted (the prior says where in the image, not which kind of image). The raw score
+    of an image is the largest of these, plus the weighted logarithm of the mean residual of the whole map,
+    over the middle and the later stages. The final score compares it with the level of normal images, which
+    is the mean of their leave-one-out raw scores.
 
     Args:
-        stage_widths: C of each stage; the prior reads the middle one.
+        stage_widths: C of each stage; peak and prior are read in the middle one.
         terms: "patch" (the peak of the residual), "whole" (its mean) and "prior"; all but for ablations.
             Without "prior" it is the untrained head.
         config: constants.
@@ -89,8 +88,8 @@ class PriorHead(Head):
     ):
         super().__init__()
         self.terms, self.config = tuple(terms), config or PriorConfig()
-        self.prior_stage = len(stage_widths) // 2
-        self.register_buffer("direction", torch.zeros(stage_widths[self.prior_stage]))
+        self.middle_stage = len(stage_widths) // 2
+        self.register_buffer("direction", torch.zeros(stage_widths[self.middle_stage]))
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("level", torch.zeros(2))
 
@@ -102,7 +101,7 @@ class PriorHead(Head):
 
     def prior_map(self, stages: Sequence[Stage], grid: tuple[int, int]) -> Float[Tensor, "*b N"]:
         """How damaged each patch looks by itself, in standard deviations over the auxiliary patches."""
-        stage = stages[self.prior_stage]
+        stage = stages[self.middle_stage]
         values = F.normalize(stage.tokens, dim=-1) @ self.direction + self.offset
         return resample_map(values, stage.grid, grid)
 
@@ -124,13 +123,18 @@ class PriorHead(Head):
         """Peak of (log residual + weighted prior), plus the weighted logarithm of the whole map's mean."""
         values = -self.config.border_penalty * border_ring(grid).to(prior_map)
         if "patch" in self.terms:
-            values = values + stage_maps.mean(1).clamp_min(SMALLEST).log()
+            values = values + stage_maps[:, self.middle_stage].clamp_min(SMALLEST).log()
         if "prior" in self.terms:
             values = values + self.config.prior_weight * (prior_map - prior_map.mean(-1, keepdim=True))
         raw = values.expand_as(prior_map).amax(-1)
         if "whole" in self.terms:
-            raw = raw + self.config.whole_weight * whole_residual(stage_maps).clamp_min(SMALLEST).log()
+            whole = self.whole_residual(stage_maps).clamp_min(SMALLEST)
+            raw = raw + self.config.whole_weight * whole.log()
         return raw
+
+    def whole_residual(self, stage_maps: Float[Tensor, "B L N"]) -> Float[Tensor, " B"]:
+        """Mean residual of the whole map over the middle and later stages; early ones see only texture."""
+        return stage_maps[:, self.middle_stage :].mean((1, 2))
 
     def forward(self, evidence: Evidence) -> Scores:
         """Scores with the terms patch, whole and prior."""
@@ -138,17 +142,12 @@ class PriorHead(Head):
         config, prior = self.config, self.prior_map(evidence.query_stages, evidence.map_grid)
         raw = self.raw_score(evidence.stage_maps, prior, evidence.map_grid)
         return Scores(
-            final=(config.steepness * (raw - level[:, 0]) + config.offset).sigmoid(),
+            final=(config.steepness * (raw - level[:, 0] - config.middle)).sigmoid(),
             patch_map=evidence.patch_map,
             patch=evidence.patch_map.amax(-1),
-            whole=whole_residual(evidence.stage_maps),
+            whole=self.whole_residual(evidence.stage_maps),
             prior=prior.mean(-1).sigmoid(),
         )
-
-
-def whole_residual(stage_maps: Float[Tensor, "B L N"]) -> Float[Tensor, " B"]:
-    """Mean residual of the whole map over the last two stages, in [0, 1]: the first one sees only texture."""
-    return stage_maps[:, -2:].mean((1, 2))
 
 
 def border_ring(grid: tuple[int, int]) -> Float[Tensor, " N"]:

@@ -19,14 +19,13 @@ from record import RESULTS, keep
 
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones import Backbone
-from inctrl_lite.benchmark import Run, embedded, real, run_benchmark
+from inctrl_lite.benchmark import embedded, real, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, STORY, is_training_free, markdown, verdict
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
 from inctrl_lite.tiny.pretrain import Pretraining, Recipe
 
 SHOTS = (1, 2, 4, 8)
-INDUSTRIAL = ("mvtec", "sdd", "elpv")
 TITLES = {
     "photo": "Photo detector on real images",
     "real": "Tiny CLIP on real images",
@@ -86,39 +85,46 @@ def by_dataset(summary: pd.DataFrame) -> Table:
     return Table(["data set, K = 4", *methods], rows)
 
 
+def tables() -> str:
+    """The tables of all runs that are recorded, as Markdown."""
+    text = []
+    for name, title in TITLES.items():
+        if not (RESULTS / name / "summary.csv").exists():
+            continue
+        summary = pd.read_csv(RESULTS / name / "summary.csv")
+        found = [("Mean over the data sets", story(summary))]
+        if "trained" in summary:
+            found.append(("What training adds", training(summary)))
+        found.append(("Data set by data set", by_dataset(summary)))
+        text += [f"## {title}", *(markdown(*table) for table in found)]
+    return "\n\n".join(text) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument(
+        "--only", nargs="*", choices=[*TITLES, "untrained"], help="some of the runs; none: tables"
+    )
     options = parser.parse_args()
     matplotlib.use("agg")
+    wanted = [*TITLES, "untrained"] if options.only is None else options.only
     settings = {"shots": SHOTS, "seeds": options.seeds}
     photographs = real(options.data) if options.data else None  # what is wrong is found before the rest
-    runs: dict[str, Run] = {}
-    if photographs:
-        photo = load_backbone("photo")
-        runs["photo"] = run_benchmark(photographs, options.out, backbone=photo, **settings)
-        runs["real"] = run_benchmark(photographs, options.out, **settings)
-    runs["embedded"] = run_benchmark(embedded(), options.out, **settings)
-    bare = replace(embedded(), name="untrained")
-    tower = untrained(options.out / "tower")
-    runs["untrained"] = run_benchmark(bare, options.out, backbone=tower, **settings)
-    text = []
-    for name, run in runs.items():
+    for name in wanted:
+        backbone, protocol = load_backbone("photo" if name == "photo" else "tiny"), embedded()
+        if name in ("photo", "real"):
+            if photographs is None:
+                continue
+            protocol = photographs
+        if name == "untrained":
+            backbone, protocol = untrained(options.out / "tower"), replace(protocol, name="untrained")
+        run = run_benchmark(protocol, options.out, backbone=backbone, **settings)
         keep(run.folder, RESULTS / name)
-        if name in TITLES:
-            summary = pd.read_csv(run.folder / "summary.csv")
-            text += [f"## {TITLES[name]}"] + [
-                markdown(title, table)
-                for title, table in (
-                    ("Mean over the data sets", story(summary)),
-                    ("What training adds", training(summary)),
-                    ("Data set by data set", by_dataset(summary)),
-                )
-            ]
-    write_text(RESULTS / "quality.md", "\n\n".join(text) + "\n")
-    print("\n\n".join(text))
+    write_text(RESULTS / "quality.md", tables())
+    print(tables())
 
 
 if __name__ == "__main__":

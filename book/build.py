@@ -38,6 +38,8 @@ PAGE_MB, SITE_MB = 2, 60
 CORES = os.cpu_count() or 1
 AT_ONCE = min(CORES, 4)  # lessons; each takes about a gigabyte of memory
 
+GLOSSARY_LINK = r"\[([^\]]+)\]\(https://inctrl-lite\.github\.io/inctrl_lite/glossary\.html#term-([^)]+)\)"
+
 Notebook = nbformat.NotebookNode
 
 
@@ -249,7 +251,23 @@ def with_launch_links(notebook: Notebook, name: str) -> Notebook:
     title, _, rest = notebook.cells[0].source.partition("\n")
     line = f"```{{div}} launch\nOpen in {links} (on Colab, run `{install_line()}` first)\n```"
     notebook.cells[0].source = f"{title}\n\n{line}\n{rest}"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = own_glossary(cell.source)
     return notebook
+
+
+def own_glossary(text: str) -> str:
+    """Links of a lesson to the published glossary, as links to the glossary of the site that is built."""
+    return re.sub(GLOSSARY_LINK, lambda found: f"{{term}}`{found[1]} <{glossary_terms()[found[2]]}>`", text)
+
+
+@lru_cache
+def glossary_terms() -> dict[str, str]:
+    """Anchors of the glossary's terms -> the terms."""
+    page = (BOOK / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^(\S.*)\n(?=:|  )", page, flags=re.M)
+    return {re.sub(r"[^a-zA-Z0-9._]+", "-", term): term for term in terms}
 
 
 # --- the site ------------------------------------------------------------------------------------------

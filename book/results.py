@@ -17,24 +17,28 @@ BOOK = Path(__file__).resolve().parent
 FIGURES = {  # file name -> caption
     "curves": "Mean AUROC over the data sets against K.",
     "by_dataset": "AUROC against K, data set by data set.",
-    "gains": "InCTRL minus the best training-free method of each data set, with 95 % intervals.",
+    "gains": "InCTRL-lite minus the best training-free method of each data set, with 95 % intervals.",
     "heatmap": "AUROC by method and data set.",
-    "categories": "AUROC of every category and every draw of normal prompts.",
-    "prompts": "How much the choice of normal prompts matters.",
+    "categories": "AUROC of every category and every draw of the normal images.",
+    "draws": "How much the choice of the normal images matters.",
     "ranks": "Mean rank of each method over the categories.",
     "cost": "Quality against time.",
 }
-PROTOCOLS = {
-    "embedded": "Unseen worlds, embedded backbone",
-    "real": "Small subsets of real data sets, embedded backbone",
-    "untrained": "Unseen worlds, the tower before training",
-    "paper": "The paper's protocol",
-}
-NOTES = {
-    "real": "The images are resized and re-encoded subsets: these are *not* the published benchmarks, and "
-    "not comparable with published numbers. Of MNIST there are ten test images a digit.",
-    "untrained": "Only methods that need no words and no training: the tower is random, but for a whitened "
-    "patch embedding.",
+SUBSETS = (
+    "The images are resized and re-encoded subsets: these are *not* the published benchmarks, and not "
+    "comparable "
+    "with published numbers. Of MNIST there are ten test images a digit."
+)
+RUNS = {  # folder -> title, note
+    "photo": ("Real images, photo detector", SUBSETS),
+    "real": ("Real images, tiny CLIP", SUBSETS),
+    "embedded": ("Unseen drawn worlds, tiny CLIP", ""),
+    "untrained": (
+        "Unseen drawn worlds, the tiny tower before training",
+        "Only methods that need no text and no training: the tower is random, but for a whitened patch "
+        "embedding.",
+    ),
+    "paper": ("The paper's protocol", ""),
 }
 
 
@@ -47,9 +51,8 @@ def results_page(results: Path) -> str:
         "subject of notebooks [8](notebooks/08_evaluation.ipynb) and "
         "[9](notebooks/09_across_domains.ipynb).",
     ]
-    if (results / "tiny_quality.md").exists():
-        parts += quality(results)
-    for name in PROTOCOLS:
+    parts += quality(results)
+    for name in RUNS:
         if (results / name / "run.json").exists():
             parts += benchmark(results / name)
     if (results / "speed.json").exists():
@@ -63,13 +66,15 @@ def benchmark(folder: Path) -> list[str]:
     settings, table = run["settings"], pd.read_csv(folder / "summary.csv")
     table = table[table["dataset"] != "mean"]
     shots, worlds = sorted(table["shots"].unique()), list(table["dataset"].unique())
-    title = PROTOCOLS.get(settings["protocol"], settings["protocol"])
+    title, note = RUNS[folder.name]
     seeds = settings["seeds"] if isinstance(settings["seeds"], int) else len(settings["seeds"])
     parts = [
         f"## {title}",
-        f"{len(worlds)} data sets, {seeds} draws of the normal prompts, backbone `{settings['backbone']}`. "
-        "All methods see the same frozen features and the same normal prompts. InCTRL was trained once, on "
-        f"the auxiliary set alone. {machine(run['environment'])} {NOTES.get(settings['protocol'], '')}",
+        f"{len(worlds)} data sets, {seeds} draws of the normal images, backbone `{settings['backbone']}`. "
+        "All methods see the same frozen features and the same normal images. InCTRL and InCTRL-lite "
+        "were trained "
+        f"once, on the auxiliary set alone. {machine(run['environment'])} {note}"
+        + (f" This run was {run['note']}." if "note" in run else ""),
     ]
     images = {path.stem: path for path in sorted(folder.rglob("*.png"))}
     ordered = [name for name in FIGURES if name in images] + sorted(set(images) - set(FIGURES))
@@ -82,7 +87,7 @@ def benchmark(folder: Path) -> list[str]:
         "AUROC, mean over the categories and the draws, ± deviation over the draws.",
         "::::{tab-set}\n" + "\n".join(tabs) + "\n::::",
     ]
-    mine = table[(table["method"] == "InCTRL") & table["rival"].notna()]
+    mine = table[(table["method"] == "InCTRL-lite") & table["rival"].notna()]
     if len(mine):
         parts += ["### Against the best other method of each data set", against_best(mine)]
     missing = [f"- **{name}** is not among them: {why}." for name, why in run.get("missing", {}).items()]
@@ -114,26 +119,71 @@ def by_dataset(table: pd.DataFrame, worlds: list[str]) -> str:
 
 
 def against_best(mine: pd.DataFrame) -> str:
-    """InCTRL's paired differences. The rival was chosen with hindsight, which favours it."""
+    """InCTRL-lite's paired differences. The rival is chosen with hindsight, which favours it."""
     rows = []
     for row in mine.sort_values(["dataset", "shots"]).itertuples():
-        said = "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "not shown"
+        said = "better" if row.gain_low > 0 else "worse" if row.gain_high < 0 else "no clear difference"
         interval = f"{row.gain_low:+.3f} to {row.gain_high:+.3f}"
         rows.append([row.dataset, row.shots, row.rival, f"{row.gain:+.3f}", interval, said])
     note = "The rival is chosen with hindsight for each data set, which favours it."
-    head = ["data set", "K", "best training-free method", "difference", "95 % interval", "InCTRL is"]
+    head = ["data set", "K", "best training-free method", "difference", "95 % interval", "InCTRL-lite is"]
     return f"{note}\n\n{markdown(head, rows)}"
 
 
 def quality(results: Path) -> list[str]:
-    """What `benchmarks/tiny_quality.py` says of the embedded model, with the pretraining's curve."""
-    text = (results / "tiny_quality.md").read_text(encoding="utf-8").strip()
-    parts = ["## The embedded model in short", narrow(text)]
+    """The verdict, the tables of `benchmarks/quality.py`, and the pretraining's curve."""
+    text = (results / "quality.md").read_text(encoding="utf-8").strip()
+    meaning = (
+        "*Patch max* is the maximum of InCTRL's patch residual map: nothing is learned. *InCTRL-lite* is "
+        "this "
+        "package's own head; *untrained*, it has its random initial weights or leaves its prior out. *InCTRL "
+        "(paper's head)* is the paper's head, trained here on the same auxiliary set. Intervals are for "
+        "images, draws "
+        "of the normal images and trained heads together: variances as in studies with several readers "
+        "({py:func}`~inctrl_lite.metrics.auroc_interval`)."
+    )
+    parts = [
+        "## In short",
+        *verdict(results),
+        meaning,
+        narrow(text.replace("## ", "### ").replace("#### ", "#### ")),
+    ]
     if (results / "pretraining.png").exists():
-        text = "Quality of the embedded tower against compute, over its pretraining runs. Large marks: the "
-        text += "weights that are shipped, a mean of the last two."
+        text = (
+            "Quality of the tiny tower against compute, over its pretraining runs. Large marks: the weights "
+        )
+        text += "that are shipped, a mean of the last two."
         parts.append(figure(results / "pretraining.png", text))
     return parts
+
+
+def verdict(results: Path) -> list[str]:
+    """What the photo run says, in three sentences."""
+    summary = pd.read_csv(results / "photo" / "summary.csv")
+    mean = summary[summary["dataset"] == "mean"].set_index(["method", "shots"])
+    mine, plain, raw = (mean.loc[(m, 4)] for m in ("InCTRL-lite", "patch max", "raw pixels"))
+    shots = sorted(summary["shots"].unique().tolist())
+    added = ", ".join(f"{100 * mean.loc[('InCTRL-lite', k)].trained:+.1f}" for k in shots)
+    clear = [k for k in shots if mean.loc[("InCTRL-lite", k)].trained_low > 0]
+    sure = (
+        f"the interval lies above 0 at K = {', '.join(map(str, clear))}"
+        if clear
+        else "no interval lies above 0"
+    )
+    ahead = (
+        "ahead of" if mine.gain_low > 0 else "behind" if mine.gain_high < 0 else "not clearly different from"
+    )
+    return [
+        "On real images and with K = 4 normal images, the photo detector has a mean AUROC of "
+        f"{mine.auroc:.3f} "
+        f"({mine.low:.3f} to {mine.high:.3f}); raw pixels have {raw.auroc:.3f}, patch max on the same "
+        "network "
+        f"{plain.auroc:.3f}.",
+        f"It is {ahead} the best training-free method on the same network, {mine.rival}: {mine.gain:+.3f} "
+        f"({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
+        f"Training the prior on drawings adds {added} points of AUROC at K = "
+        f"{', '.join(map(str, shots))}; {sure}.",
+    ]
 
 
 def speed(results: Path) -> list[str]:
@@ -143,16 +193,17 @@ def speed(results: Path) -> list[str]:
     times = run["ms per image by K"]
     views = next(iter(times.values()))
     rows = [[k, *(f"{by[name]:.1f}" for name in views)] for k, by in times.items()]
-    repeated = scoring["re-encoding 242 sentences and 4 prompts per query, over scoring"]
+    repeated = scoring["re-encoding 242 sentences and 4 normal images per query, over scoring"]
     stored = step["encoding in the step over stored features"]
     bare = scoring["scoring over bare encode_image"]
     return [
         "## Speed",
         f"{machine(run['environment'])} Scoring ({scoring['setting']}) takes {bare:.2f} times what bare "
-        f"encoding takes; encoding sentences and prompts again for every query would take {repeated:.0f} "
+        "encoding takes; encoding sentences and normal images again for every query would take "
+        f"{repeated:.0f} "
         f"times as long. A training step ({step['setting']}) on stored features is {stored:.0f} times as "
         "fast as one that encodes its images.",
-        markdown(["K (embedded detector)", *(f"ms per image, prompts {name}" for name in views)], rows),
+        markdown(["K (tiny detector)", *(f"ms per image, support set {name}" for name in views)], rows),
         figure(results / "speed.png", "Time of an image against K, and time against the number of images."),
     ]
 

@@ -29,8 +29,8 @@ BASELINE = (
 # Photographs of scikit-image and scikit-learn with blended defects. Nothing was trained or chosen on these.
 PHOTOGRAPHS = ("gravel", "cell", "badge", "pagoda", "flower", "handwriting")
 ABOUT_PHOTOGRAPHS = (
-    "photographs of six things, with defects blended in. The photo detector was trained on drawings alone, on "
-    "top of a network trained on ImageNet"
+    "photographs of six things, with defects blended in. The photo detector was trained on drawings alone, "
+    "on top of a network trained on ImageNet"
 )
 
 
@@ -62,8 +62,9 @@ class Demo:
         shots = self.table["shots"].iloc[0]
         text = self.by_world().to_string(index=False, float_format="{:.3f}".format)
         return (
-            f"Two detectors, each trained once on drawn industrial images; K = {shots} normal images a "
-            f"category, no further training.\n\n{text}\n\n{BASELINE}\nReport with residual maps: {self.report}"
+            f"Two detectors, each trained once on drawn industrial images; K = {shots} normal images "
+            f"of each category, no further training.\n\n{text}\n\n{BASELINE}\n"
+            f"Report with residual maps: {self.report}"
         )
 
 

@@ -242,7 +242,7 @@ def launch_links(path: str) -> dict[str, str]:
 
 def install_line() -> str:
     """How Colab installs the package as of this site."""
-    return f"%pip install git+{repository()}@{revision()}"
+    return f'%pip install "inctrl-lite[course] @ git+{repository()}@{revision()}"'
 
 
 def with_launch_links(notebook: Notebook, name: str) -> Notebook:

@@ -51,7 +51,8 @@ def results_page(results: Path) -> str:
         "subject of notebooks [8](notebooks/08_evaluation.ipynb) and "
         "[9](notebooks/09_across_domains.ipynb).",
     ]
-    parts += quality(results)
+    if (results / "quality.md").exists():
+        parts += quality(results)
     for name in RUNS:
         if (results / name / "run.json").exists():
             parts += benchmark(results / name)
@@ -131,7 +132,7 @@ def against_best(mine: pd.DataFrame) -> str:
 
 
 def quality(results: Path) -> list[str]:
-    """The verdict, the tables of `benchmarks/quality.py`, and the pretraining's curve."""
+    """What `benchmarks/quality.py` wrote: the verdict and the tables; and the pretraining's curve."""
     text = (results / "quality.md").read_text(encoding="utf-8").strip()
     meaning = (
         "*Patch max* is the maximum of InCTRL's patch residual map: nothing is learned. *InCTRL-lite* is "
@@ -142,12 +143,7 @@ def quality(results: Path) -> list[str]:
         "of the normal images and trained heads together: variances as in studies with several readers "
         "({py:func}`~inctrl_lite.metrics.auroc_interval`)."
     )
-    parts = [
-        "## In short",
-        *verdict(results),
-        meaning,
-        narrow(text.replace("## ", "### ").replace("#### ", "#### ")),
-    ]
+    parts = ["## In short", narrow(text.replace("## ", "### ")), meaning]
     if (results / "pretraining.png").exists():
         text = (
             "Quality of the tiny tower against compute, over its pretraining runs. Large marks: the weights "
@@ -155,35 +151,6 @@ def quality(results: Path) -> list[str]:
         text += "that are shipped, a mean of the last two."
         parts.append(figure(results / "pretraining.png", text))
     return parts
-
-
-def verdict(results: Path) -> list[str]:
-    """What the photo run says, in three sentences."""
-    summary = pd.read_csv(results / "photo" / "summary.csv")
-    mean = summary[summary["dataset"] == "mean"].set_index(["method", "shots"])
-    mine, plain, raw = (mean.loc[(m, 4)] for m in ("InCTRL-lite", "patch max", "raw pixels"))
-    shots = sorted(summary["shots"].unique().tolist())
-    added = ", ".join(f"{100 * mean.loc[('InCTRL-lite', k)].trained:+.1f}" for k in shots)
-    clear = [k for k in shots if mean.loc[("InCTRL-lite", k)].trained_low > 0]
-    sure = (
-        f"the interval lies above 0 at K = {', '.join(map(str, clear))}"
-        if clear
-        else "no interval lies above 0"
-    )
-    ahead = (
-        "ahead of" if mine.gain_low > 0 else "behind" if mine.gain_high < 0 else "not clearly different from"
-    )
-    return [
-        "On real images and with K = 4 normal images, the photo detector has a mean AUROC of "
-        f"{mine.auroc:.3f} "
-        f"({mine.low:.3f} to {mine.high:.3f}); raw pixels have {raw.auroc:.3f}, patch max on the same "
-        "network "
-        f"{plain.auroc:.3f}.",
-        f"It is {ahead} the best training-free method on the same network, {mine.rival}: {mine.gain:+.3f} "
-        f"({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
-        f"Training the prior on drawings adds {added} points of AUROC at K = "
-        f"{', '.join(map(str, shots))}; {sure}.",
-    ]
 
 
 def speed(results: Path) -> list[str]:

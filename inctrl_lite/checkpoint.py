@@ -1,6 +1,6 @@
-"""Trained models in and out: safetensors with a JSON config, and the public code's `.pyth` files.
+"""Reading checkpoints: safetensors, and the `.pyth` files of the public InCTRL code.
 
-Nothing here unpickles objects: a file that holds more than tensors is refused.
+No code in a file is ever run: a file that contains objects other than tensors is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inctrl_lite.backbones.base import Backbone
     from inctrl_lite.model import InCTRL
 
-# Our names, and the public code's. Its heads also declare a BatchNorm `bn1` on the input that is never used.
+# Our names -> the public code's. Its heads also declare a BatchNorm `bn1` on the input, which is never used.
 _HEADS = {"head.holistic": "diff_head", "head.image": "diff_head_ref"}
 _LAYERS = {
     "layer1": "projection1",
@@ -47,13 +47,13 @@ PUBLIC_KEYS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a public checkpoint's entries.
+    """The keys of a public checkpoint, sorted by their use.
 
     Attributes:
-        missing: keys the model needs and the file lacks (empty when loading succeeded).
+        missing: keys that the model needs and the file does not have (empty if loading succeeded).
         backbone: keys of the CLIP model inside the file.
         dead: keys of layers that the public code declares and never uses.
-        unused: keys that nobody expects.
+        unused: all other keys.
     """
 
     missing: tuple[str, ...]
@@ -67,7 +67,7 @@ _CLIP_KEYS = ("positional_embedding", "text_projection", "logit_scale", "attn_ma
 
 
 def split_public(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], LoadReport]:
-    """Sort a public state dict into (learned part under our names, CLIP weights, report)."""
+    """Split a public state dict into (learned weights under our names, CLIP weights, report)."""
     ours = {key: state[public] for key, public in PUBLIC_KEYS.items() if public in state}
     clip = {k: v for k, v in state.items() if k.startswith(_CLIP_PREFIXES) or k in _CLIP_KEYS}
     known = set(PUBLIC_KEYS.values()) | set(clip)
@@ -83,10 +83,10 @@ def split_public(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors`, `.pyth`, `.pt` or `.pth` file, without running any code in it.
+    """The state dict of a `.safetensors`, `.pyth`, `.pt` or `.pth` file, read without running any code in it.
 
     Raises:
-        InctrlError: missing or damaged file, or one that holds objects other than tensors.
+        InctrlError: the file is missing or damaged, or contains objects other than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,35 +96,35 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # torch's own message advises to run the code
         raise InctrlError(
             f"{path} is refused: it is damaged, or a pickle that would run code when it is read. Only files "
-            "with nothing but tensors are taken"
+            "that contain nothing but tensors are accepted"
         ) from error
     except Exception as error:  # zip and safetensors errors of many kinds
         cause = str(error).splitlines()[0][:200]
         raise InctrlError(
             f"{path} is not a checkpoint that can be read safely ({type(error).__name__}: {cause}). It is "
-            "damaged or no checkpoint"
+            "damaged, or no checkpoint"
         ) from error
     for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InctrlError(f"{path} holds no state dict: expected names and tensors")
+        raise InctrlError(f"{path} contains no state dict: a dictionary of names and tensors is expected")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def load_public(path: str | Path) -> tuple[InCTRL, dict[str, Tensor], LoadReport]:
     """A model trained with the public code: (`InCTRL` with the paper's head, CLIP weights, report).
 
-    The file repeats the whole CLIP model; give those weights to `Backbone.clip.load_state_dict` to be
-    sure that the frozen part is the one the model was trained with.
+    The file also contains the whole CLIP model. Load those weights with `Backbone.clip.load_state_dict` to
+    be sure that the frozen part is the one with which the model was trained.
 
     Raises:
-        InctrlError: not such a checkpoint, or keys are missing (named).
+        InctrlError: the file is no such checkpoint, or keys are missing (the message names the first one).
     """
     from inctrl_lite.model import InCTRL
 
@@ -143,10 +143,10 @@ def load_public(path: str | Path) -> tuple[InCTRL, dict[str, Tensor], LoadReport
 
 
 def check_fits(model: InCTRL, backbone: Backbone) -> None:
-    """Make sure that a trained model and a backbone belong together.
+    """Check that a trained model and a backbone belong together.
 
     Raises:
-        InctrlError: width of the embedding, grid of the map or text encoder do not fit.
+        InctrlError: embedding width, map grid, stage widths or text encoder do not fit.
     """
     trained_on = (model.backbone or {}).get("name", "another backbone")
     wrong_grid = not model.head.any_grid and model.num_patches != backbone.num_patches

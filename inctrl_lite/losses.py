@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""The training loss."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 def focal_loss(
     scores: Float[Tensor, " B"], labels: Float[Tensor, " B"], gamma: float = 2.0, double_sigmoid: bool = True
 ) -> Float[Tensor, ""]:
-    """Binary focal loss, mean over the batch: cross-entropy times (1 - p_t) ** gamma.
+    """Binary focal loss (Lin et al., ICCV 2017), mean over the batch: cross-entropy times (1 - p_t) ** gamma.
 
     Args:
         scores: anomaly scores in [0, 1].
         labels: 0 normal, 1 anomalous.
-        gamma: how much an example that is already right counts for less; 0 is plain cross-entropy.
-        double_sigmoid: pass the scores, which already went through a sigmoid, through another one, as
-            the public code does. The probability then stays within [0.5, 0.731], the loss never comes
-            near 0, and normal images are pushed harder (loss 0.173 to 0.702) than anomalous ones (0.173
-            to 0.023). False takes the scores as the probabilities they are.
+        gamma: the larger, the less an example counts that is already classified well; 0: cross-entropy.
+        double_sigmoid: apply a second sigmoid to the scores, which are probabilities already, as the public
+            code does. The probability then stays within [0.5, 0.731], the loss never comes near 0, and
+            normal images get larger losses (0.173 to 0.702) than anomalous ones (0.173 to 0.023). False:
+            the scores are the probabilities.
 
     >>> zero, one = torch.tensor([0.0]), torch.tensor([1.0])
     >>> round(focal_loss(zero, zero).item(), 3), round(focal_loss(one, zero).item(), 3)

@@ -1,6 +1,7 @@
-"""One HTML file that can be mailed: no script, no request to anywhere, light and dark.
+"""Reports: one HTML file without scripts or external files, for light and dark screens.
 
-A report is tables and strips of pictures, each picture beside its residual map.
+A report consists of sections with text, tables, figures and cards. A card shows a picture beside its residual
+map.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from inctrl_lite.detector import Prediction
 
-THUMBNAIL = 160  # pixels, the longer side
+THUMBNAIL = 160  # pixels of the longer side
 MAP_NOTE = (
     "The coloured picture shows, patch by patch, how unlike every normal image the query looks. The model is "
     "trained to score whole images, not to outline defects: read the map as a hint."
@@ -33,7 +34,7 @@ MAP_NOTE = (
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with its overlay and a few lines of text. `mark` draws a frame: "good", "bad" or ""."""
+    """A picture with its overlay and lines of text. `mark` chooses the frame: "good", "bad" or "" (none)."""
 
     title: str
     picture: Image.Image
@@ -44,7 +45,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; numbers are set right. Columns without any name make a table without a head."""
+    """A table. Numbers are aligned to the right. If no column has a name, the table has no header."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -52,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with text, a table, cards, a figure, in this order."""
+    """A heading, followed by text, a table, cards and a figure, in this order; each may be missing."""
 
     title: str
     text: str = ""
@@ -64,7 +65,7 @@ class Section:
 def prediction_card(
     prediction: Prediction, lines: Iterable[str] = (), mark: str = "", title: str | None = None
 ) -> Card:
-    """The card of a prediction, on the colour scale of its category."""
+    """The card of a prediction, with the colour scale of its category."""
     image = prediction.image()
     return Card(
         title=title or prediction.name,
@@ -76,7 +77,11 @@ def prediction_card(
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write the report; the file appears whole or not at all."""
+    """Write the report and return its path. The file is written completely or not at all.
+
+    Raises:
+        InctrlError: the file cannot be written, or the disk is full.
+    """
     body = "\n".join(_section(section) for section in sections)
     legend = _legend() if any(section.cards for section in sections) else ""
     return write_text(path, _PAGE.format(title=escape(title), lead=escape(lead), body=body, legend=legend))

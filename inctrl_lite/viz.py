@@ -1,6 +1,6 @@
-"""Figures. Every function returns a picture or a matplotlib Figure and leaves pyplot's state alone.
+"""Figures. Every function returns an image or a matplotlib Figure, and does not change pyplot's state.
 
-Residual maps are drawn with `MAP_COLOURS`, which also readers who confuse red and green can tell apart.
+Residual maps are drawn with `MAP_COLOURS`, a colour map that is also clear to readers with colour blindness.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 MAP_COLOURS = "inferno"
 MAP_LABEL = "patch residual (1 - cos) / 2"
 
-
-WHOLE = Preprocessor((1, 1), "squeeze")  # a map that covers the whole picture
+WHOLE = Preprocessor((1, 1), "squeeze")  # for a map that covers the whole picture
 MAX_DRAWN = 1600  # pixels of the longer side of an overlay: enough for a screen, and memory stays bounded
 
 
 def colour_range(statistics: Float[Tensor, "N 2"]) -> tuple[float, float]:
-    """Limits of the colour scale for a category: from what is usual among its normal images to far beyond.
+    """Limits (low, high) of a category's colour scale: mean normal residual, and 8 standard deviations more.
+
+    The darkest colour is the mean difference between normal images, the brightest one lies far above it.
 
     Args:
         statistics: mean and standard deviation of normal residuals (`SupportSet.normal_statistics`).
-
-    Dark is as different as normal images are from each other, bright is 8 standard deviations more.
     """
     mean, std = statistics.mean(0).tolist()
     return mean, mean + 8 * max(std, 0.005)
@@ -44,13 +43,13 @@ def overlay(
     limits: tuple[float, float] = (0.0, 1.0),
     preprocessor: Preprocessor = WHOLE,
 ) -> Image.Image:
-    """The picture in grey with its residual map over it; strong residuals hide more of the picture.
+    """The picture in grey with its residual map over it. The larger a residual, the more opaque its colour.
 
     Args:
-        image: a picture; a large one is drawn at `MAX_DRAWN` pixels.
-        patch_map: residuals on a grid over the model's input.
-        limits: residuals that are drawn darkest and brightest.
-        preprocessor: how the input lies in the picture; without it, the input is the whole picture.
+        image: a picture; if its longer side exceeds `MAX_DRAWN` pixels, it is reduced to that.
+        patch_map: residuals on the patch grid of the model's input.
+        limits: residuals that are drawn in the darkest and in the brightest colour.
+        preprocessor: which part of the picture is the model's input; by default the whole picture.
     """
     import matplotlib
 
@@ -76,7 +75,14 @@ def score_figure(
     limits: tuple[float, float] = (0.0, 1.0),
     preprocessor: Preprocessor = WHOLE,
 ) -> Figure:
-    """Picture, residual map and overlay side by side; the outline of a known defect, if a mask is given."""
+    """Picture, residual map and overlay side by side.
+
+    Args:
+        image, patch_map, limits, preprocessor: as in `overlay`.
+        score: anomaly score, written above the overlay.
+        title: written above the picture; by default "query".
+        mask: true defect, in pixels of the picture; its outline is drawn.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.1), layout="constrained")
@@ -99,7 +105,7 @@ def score_figure(
 
 
 def row(
-    pictures: Sequence,
+    pictures: Sequence[Image.Image | np.ndarray | Tensor],
     titles: Sequence[str] = (),
     *,
     masks: Sequence[np.ndarray | None] = (),
@@ -107,15 +113,15 @@ def row(
     label: str = MAP_LABEL,
     height: float = 2.4,
 ) -> Figure:
-    """Pictures and maps side by side; maps share one colour scale and a colour bar.
+    """Pictures and maps side by side. All maps share one colour scale and one colour bar.
 
     Args:
         pictures: images (PIL, or arrays [H, W, 3]) and maps (arrays or tensors [h, w]), in any mix.
-        titles: one each, or none.
-        masks: true defects [H, W] to outline, one each (None where there is none), or none at all.
-        limits: of the maps' colours; None: from 0 to the largest value.
-        label: what the maps show, for the colour bar.
-        height: inches.
+        titles: one for each picture, or none.
+        masks: true defects [H, W] to outline, one for each picture (None if it has none), or none at all.
+        limits: of the colour scale; None: from 0 to the largest value.
+        label: of the colour bar.
+        height: of the figure, in inches.
     """
     from matplotlib.figure import Figure
 
@@ -127,12 +133,14 @@ def row(
     drawn = None
     for i, (ax, values) in enumerate(zip(axes, shown, strict=True)):
         mask = None if i >= len(masks) or masks[i] is None else np.asarray(masks[i])
-        rows, columns = values.shape[:2] if mask is None else mask.shape  # a mask on a map: in its pixels
-        place = {"extent": (-0.5, columns - 0.5, rows - 0.5, -0.5)}
+        rows, columns = (
+            values.shape[:2] if mask is None else mask.shape
+        )  # the outline is drawn in the mask's pixels
+        extent = {"extent": (-0.5, columns - 0.5, rows - 0.5, -0.5)}
         if values.ndim == 2:
-            drawn = ax.imshow(values, cmap=MAP_COLOURS, vmin=low, vmax=high, **place)
+            drawn = ax.imshow(values, cmap=MAP_COLOURS, vmin=low, vmax=high, **extent)
         else:
-            ax.imshow(values, **place)
+            ax.imshow(values, **extent)
         if mask is not None and mask.any():
             ax.contour(mask, levels=[0.5], colors="cyan", linewidths=1.2)
         if i < len(titles):

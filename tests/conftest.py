@@ -42,17 +42,19 @@ def small_backbone(small_folder):
 
 
 def draw_category(name: str, train: int = 8, normal: int = 6, anomalous: int = 8, seed: int = 0) -> Category:
-    """Coloured noise; an anomalous image has a bright square somewhere."""
+    """Coloured noise; an anomalous image has a bright square somewhere, and a mask of it."""
     rng = np.random.default_rng([seed, *name.encode()])
     colour = rng.integers(40, 160, 3)
 
     def item(split: str, number: int, label: int) -> Item:
-        image = (colour + rng.normal(0, 8, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+        image, mask = (colour + rng.normal(0, 8, (32, 32, 3))).clip(0, 255).astype(np.uint8), None
         if label:
             y, x = rng.integers(0, 20, 2)
             image[y : y + 12, x : x + 12] = 250
+            mask = np.zeros((32, 32), bool)
+            mask[y : y + 12, x : x + 12] = True
         defect = "square" if label else "good"
-        return Item(image, label, f"{name}/{split}/{defect}/{number:03}", defect)
+        return Item(image, label, f"{name}/{split}/{defect}/{number:03}", defect, mask)
 
     return Category(
         dataset="drawn",

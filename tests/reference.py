@@ -164,3 +164,35 @@ def lite_scores(model, query, normals, text):
         "holistic": holistic,
         "final": (holistic + training_free) / 2,
     }
+
+
+def prior_scores(model, query, normals):
+    """The terms of one query under the prior head with its usual constants, for stages of one grid."""
+    head, (rows, columns) = model.head, query.map_grid
+    images = stages_of(normals)
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    def raw_score(stages, others):
+        """Raw score, mean residual, mean prior."""
+        maps = [patch_map([stage], [[image[i]] for image in others]) for i, stage in enumerate(stages)]
+        middle = len(stages) // 2
+        unit = [token / math.sqrt(float(token @ token)) for token in stages[middle]]
+        prior = [float(token @ head.direction) + float(head.offset) for token in unit]
+        peak = -math.inf
+        for row in range(rows):
+            for column in range(columns):
+                i = row * columns + column
+                on_border = row in (0, rows - 1) or column in (0, columns - 1)
+                value = math.log(maps[middle][i]) + 0.15 * (prior[i] - mean(prior)) - 0.2 * on_border
+                peak = max(peak, value)
+        whole = mean([value for values in maps[middle:] for value in values])
+        return peak + 0.5 * math.log(whole), whole, mean(prior)
+
+    level = float(head.level[0])
+    if len(images) > 1:
+        raws = [raw_score(images[k], images[:k] + images[k + 1 :])[0] for k in range(len(images))]
+        level = mean(raws) - 0.22 * math.log2(len(images) / (len(images) - 1))
+    raw, whole, prior = raw_score(stages_of(query), images)
+    return {"final": sigmoid(4 * (raw - level - 1 / 3)), "whole": whole, "prior": sigmoid(prior)}

@@ -33,7 +33,7 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.model import InCTRL
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import text_cosines, text_score
+from inctrl_lite.residual import stage_residual_maps, text_cosines, text_score
 from inctrl_lite.store import FeatureStore
 
 GOLDEN = Path(__file__).parent.parent.parent / "shared" / "golden" / "winclip_seed11.npz"
@@ -154,6 +154,20 @@ def test_a_draw_from_a_pool_scores_as_those_images_alone(name, real):
         fresh = Images(queries.items, pool.backbone)
         expected = METHODS[name].make().fit(alone, category.name).score(fresh)
         torch.testing.assert_close(drawn.scores, expected.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_remembered_of_one_comparison_is_not_taken_for_another(small_backbone, small_categories):
+    """With and without augmented copies, of few and of many images, of one pool and of another."""
+    category = small_categories[0]
+    pool, other = Images(category.train, small_backbone), Images(category.test[:6], small_backbone)
+    queries = Images(category.test[6:9], small_backbone)
+    draws = [(pool, 4, False), (pool, 4, True), (pool, 8, True), (other, 4, True), (pool, 4, False)]
+    for origin, count, augment in draws:
+        normals = Images(origin.items[:count], small_backbone)
+        support = normals.augmented_support if augment else normals.support
+        expected = stage_residual_maps(queries.features.stages, support.stages, small_backbone.map_grid)
+        found = queries.stage_maps(origin.take(range(count)), augment)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_windows_on_disk_are_those_computed(real, tmp_path):

@@ -1,5 +1,7 @@
 """The detector: any input, any batch size, clear errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,13 @@ def test_predictions_carry_terms_map_and_verdict(detector, folder):
     assert {"score", "holistic", "patch", "image", "text", "threshold", "anomalous"} <= set(frame.columns)
     assert first.overlay().size == first.image().size == (40, 40)
     assert first.upsampled_map().shape == (40, 40)
+
+
+def test_an_image_exactly_at_the_threshold_is_normal(detector):
+    """The first threshold is the score of a normal image, which is not to be called anomalous."""
+    found = detector.predict(picture(9))[0]
+    verdicts = {t: replace(found, threshold=t).is_anomalous for t in (found.score, found.score - 1e-6, None)}
+    assert list(verdicts.values()) == [False, True, None]
 
 
 @pytest.mark.parametrize("count", [4, 9])  # seven copies of each image, two; eight others three

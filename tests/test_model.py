@@ -1,10 +1,11 @@
 """The model: equal to the slow reference, the same for every batch, learning only what it should."""
 
 from dataclasses import fields, replace
+from itertools import combinations
 
 import pytest
 import torch
-from reference import lite_scores, paper_scores
+from reference import lite_scores, paper_scores, prior_scores
 
 from inctrl_lite import InCTRL, InctrlError, residual
 from inctrl_lite.augment import MAX_SUPPORT_PICTURES
@@ -90,6 +91,22 @@ def test_heads_equal_the_slow_reference(slow, shots, text):
                 torch.testing.assert_close(getattr(scores, name)[i], expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("shots", [1, 2, 3])
+@torch.no_grad()
+def test_the_prior_head_equals_the_slow_reference(shots):
+    """Three stages, of which the middle one has a width of its own, and a map with an inside."""
+    shapes = {"grids": ((3, 5),) * 3, "widths": (5, 3, 7)}
+    model = InCTRL(D, 15, "prior", stage_widths=shapes["widths"]).double().eval()
+    model.head.direction.copy_(torch.tensor([2.0, -1.0, 4.0]))
+    model.head.offset.fill_(0.3)
+    model.head.level.copy_(torch.tensor([-1.5, -9.0]))
+    query, normals = features(B, 2, **shapes), features(shots, 3, **shapes)
+    scores = model(query, model.support(normals))
+    for i in range(B):
+        for name, value in prior_scores(model, query[i], normals).items():
+            assert getattr(scores, name)[i].item() == pytest.approx(value, abs=1e-6), name
+
+
 @torch.no_grad()
 def test_a_score_does_not_depend_on_the_rest_of_the_batch(model, text):
     query, support = features(B, 2), model.support(features(K, 3))
@@ -155,6 +172,8 @@ def test_a_copy_of_a_normal_image_has_no_residual():
     assert compare(query, plain).patch_map.amin() > 0
     torch.testing.assert_close(compare(query, seen).patch_map, torch.zeros(B, N, dtype=torch.float64))
     assert torch.equal(seen.global_embedding, plain.global_embedding)
+    regions = residual.region_distance(query.regions.tokens, seen.regions.tokens, K)  # K images, with copies
+    torch.testing.assert_close(compare(query, seen).region_reference, regions[1])
     assert (seen.normal_statistics[:, 0] < plain.normal_statistics[:, 0]).all()
 
 
@@ -216,6 +235,34 @@ def test_the_lite_heads_constants_are_those_of_its_configuration(text):
     assert final(evidence, normal_peak=8.0).sum() < base.sum()
     assert final(evidence, global_ratio=3.0).sum() < base.sum()
     assert not torch.allclose(final(evidence, z_scale=5.0), base)
+
+
+CHANGES = {  # what changes one term of the evidence and leaves the others as they are
+    "patch": lambda e: replace(e, patch_map=e.patch_map.square()),
+    "image": lambda e: replace(e, query_embedding=-e.query_embedding, global_distance=e.global_distance / 2),
+    "text": lambda e: replace(e, text_cosines=e.text_cosines.flip(-1)),
+}
+SOME_TERMS = [terms for n in (1, 2, 3) for terms in combinations(CHANGES, n)]
+
+
+@pytest.mark.parametrize("terms", SOME_TERMS, ids="+".join)
+@pytest.mark.parametrize("head", ["paper", "lite"])
+@torch.no_grad()
+def test_a_score_is_made_of_the_chosen_terms_and_no_others(head, terms, text):
+    torch.manual_seed(0)
+    chosen = InCTRL(D, N, head, terms=terms).double().eval().head
+    evidence = compare(features(B, 2), SupportSet.of(features(K, 3)), text)
+    before = chosen(evidence).final
+    for term, change in CHANGES.items():
+        same = torch.isclose(chosen(change(evidence)).final, before, atol=1e-12, rtol=0)
+        assert not same.any() if term in terms else same.all(), term
+
+
+def test_what_the_lite_head_learns_of_whole_images_and_words_begins_at_its_configuration():
+    head = new("lite").head
+    slope, log_ratio = head.whole.tolist()
+    assert (slope, log_ratio) == pytest.approx((4, 0.405465))  # 1/2 at 1.5 times the normal distance
+    assert head.log_text_scale.exp().item() == pytest.approx(10)
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.preprocess import MODES, Preprocessor
+from inctrl_lite.preprocess import INTERPOLATIONS, MODES, Preprocessor
 
 SIZES = [(48, 48), (40, 60), (60, 40)]  # rows, columns of the input
-PICTURES = [(96, 96), (150, 100), (100, 150), (300, 90), (31, 30)]  # width, height
+PICTURES = [(96, 96), (102, 96), (150, 100), (100, 150), (300, 90), (31, 30)]  # width, height
 OPEN_CLIP = {"crop": "shortest", "squeeze": "squash", "letterbox": "longest"}
 TIMM = {"crop": "center", "squeeze": "squash", "letterbox": "border"}
 
@@ -34,6 +34,16 @@ def test_inputs_are_those_of_open_clip_and_timm(mode, size, picture):
     if mode != "letterbox":  # timm's border has the colour of the mean
         timm = transforms_imagenet_eval(size, 1.0, TIMM[mode], interpolation="bicubic", mean=mean, std=std)
         assert torch.equal(ours, timm(noise(picture)))
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
+def test_pictures_are_resized_with_the_chosen_interpolation(name):
+    from timm.data.transforms_factory import transforms_imagenet_eval
+
+    ours = Preprocessor((40, 40), interpolation=name)(noise((150, 100)))
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    timm = transforms_imagenet_eval((40, 40), 1.0, "center", interpolation=name, **half)
+    assert torch.equal(ours, timm(noise((150, 100))))
 
 
 @pytest.mark.parametrize(("mode", "size"), list(itertools.product(MODES, SIZES)))
@@ -64,6 +74,17 @@ def test_a_mask_lies_in_the_input_where_the_bright_pixels_are(mode, size, pictur
     assert ((covered > 0.5) == bright).float().mean() > 0.97
     coarse = preprocessor.to_model(mask, (4, 4))
     assert coarse.mean() == pytest.approx(covered.mean().item(), abs=0.01)
+
+
+def test_a_cell_says_which_share_of_it_a_mask_covers():
+    """A line of one pixel is not lost when the picture is reduced."""
+    mask = np.zeros((100, 100), bool)
+    mask[:50, 33] = True
+    for mode in MODES:
+        covered = Preprocessor((20, 20), mode).to_model(mask, (10, 10))
+        expected = np.zeros((10, 10))
+        expected[:5, 3] = 0.1
+        np.testing.assert_allclose(covered, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_links_and_install_line_name_the_version_that_the_site_shows(build, tmp_
     assert at(tmp_path) == f"v{build.project()['version']}"  # an archive without git's folder
     commit = at(tmp_path, ["init"], ["commit", "--allow-empty", "-m", "first"])
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    assert build.install_line().endswith(f"@{commit}")
+    assert build.install_line().endswith(f'@{commit}"')
     assert at(tmp_path, ["tag", "v9"]) == "v9"
     assert all("/v9" in link for link in build.launch_links("a.ipynb").values())
     build.revision.cache_clear()

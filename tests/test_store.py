@@ -12,6 +12,7 @@ from inctrl_lite import load_backbone
 from inctrl_lite.augment import SUPPORT_AUGMENTATIONS
 from inctrl_lite.data.category import Item
 from inctrl_lite.encoder import Encoder
+from inctrl_lite.environment import code_version
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.store import FeatureStore, cache_folder, pack, unpack
 
@@ -109,8 +110,8 @@ def test_a_changed_image_finds_nothing_stale(store, items, tmp_path):
     assert not torch.equal(before.global_embedding, after.global_embedding)
 
 
-@pytest.mark.parametrize("change", ["weights", "taps", "heads", "preprocessor", "code"])
-def test_another_backbone_has_another_fingerprint(small_backbone, small_folder, change, monkeypatch):
+@pytest.mark.parametrize("change", ["weights", "taps", "heads", "preprocessor"])
+def test_another_backbone_has_another_fingerprint(small_backbone, small_folder, change):
     from dataclasses import replace
 
     other = load_backbone(f"local-dir:{small_folder}", taps=(1, 2, 3) if change == "taps" else None)
@@ -121,22 +122,37 @@ def test_another_backbone_has_another_fingerprint(small_backbone, small_folder, 
         other.clip.visual.transformer.resblocks[0].attn.num_heads = 4
     if change == "preprocessor":
         other.preprocessor = replace(other.preprocessor, std=(1.0, 1.0, 1.0))
-    before = small_backbone.fingerprint
-    if change == "code":
-        monkeypatch.setattr("inctrl_lite.backbones.base.code_version", lambda *names: "another")
-    assert other.fingerprint != before
+    assert other.fingerprint != small_backbone.fingerprint
+
+
+def test_other_augmentations_have_another_folder(store, small_backbone, monkeypatch):
+    for module in ("augment", "store", "encoder"):
+        monkeypatch.setattr(f"inctrl_lite.{module}.SUPPORT_AUGMENTATIONS", ((0, 0, 0, 2),))
+    changed = FeatureStore(small_backbone, store.root)
+    assert changed.augmented.folder != store.augmented.folder
+    assert changed.features.folder == store.features.folder
 
 
 @pytest.mark.parametrize(
-    "constant",
-    [("augment", "SUPPORT_AUGMENTATIONS", ((0, 0, 0, 2),)), ("store", "code_version", lambda *n: "x")],
+    ("module", "kinds"),
+    [
+        *((name, {"features", "augmented"}) for name in ("backbones.base", "backbones.clip", "preprocess")),
+        *((name, {"features", "augmented"}) for name in ("encoder", "data.images", "store")),
+        ("augment", {"augmented"}),
+        ("heads.lite", set()),
+    ],
 )
-def test_the_folder_names_everything_that_the_numbers_depend_on(store, small_backbone, constant, monkeypatch):
-    module, name, value = constant
-    monkeypatch.setattr(f"inctrl_lite.{module}.{name}", value)
-    monkeypatch.setattr(f"inctrl_lite.store.{name}", value)
-    monkeypatch.setattr("inctrl_lite.encoder.SUPPORT_AUGMENTATIONS", ((0, 0, 0, 2),))
-    assert FeatureStore(small_backbone, store.root).augmented.folder != store.augmented.folder
+def test_features_of_changed_code_lie_in_another_folder(store, small_backbone, module, kinds, monkeypatch):
+    """The source of one module is another: everything that depends on it is computed again."""
+
+    def changed(*modules: str) -> str:
+        return "changed" if f"inctrl_lite.{module}" in modules else code_version(*modules)
+
+    for place in ("backbones.base", "store"):
+        monkeypatch.setattr(f"inctrl_lite.{place}.code_version", changed)
+    again = FeatureStore(small_backbone, store.root)
+    moved = {k for k in ("features", "augmented") if getattr(again, k).folder != getattr(store, k).folder}
+    assert moved == kinds
 
 
 def flip_bit(data: bytes) -> bytes:

@@ -10,10 +10,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from inctrl_lite.backbone import TINY_FOLDER
 from safetensors.torch import load_file
 
 from inctrl_lite import InctrlError, load_backbone
+from inctrl_lite.backbones.registry import TINY_FOLDER
 from inctrl_lite.prompts import ANOMALOUS_STATES
 from inctrl_lite.tiny import corpus, pretrain
 from inctrl_lite.tiny.pretrain import QUICK, CompactVocabulary, Pretraining, Recipe
@@ -77,7 +77,7 @@ def test_another_thing_is_of_another_class():
     a, b = corpus.sign(rng, "character 3"), corpus.sign(rng, "character 3")
     other = corpus.sign(rng, "character 4")
     ink = [thing.draw(np.random.default_rng(1)).thing for thing in (a, b, other)]
-    np.testing.assert_array_equal(ink[0], ink[1])  # one identity, one look from one camera
+    np.testing.assert_array_equal(ink[0], ink[1])  # one identity and one pose: the same shape
     assert np.abs(ink[0] - ink[2]).max() > 0.5
 
 
@@ -194,7 +194,7 @@ def test_cut_without_zoom_gives_the_picture_back():
     torch.testing.assert_close(pretrain.cut(images, whole, 60), mean, atol=1e-5, rtol=0)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+def test_an_interrupted_run_continues_to_the_same_weights(tmp_path):
     straight = Pretraining(tmp_path / "a", SMALL)
     while straight.step_number < straight.total_steps:
         terms = straight.step()
@@ -212,38 +212,39 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         Pretraining(tmp_path / "b", replace(SMALL, seed=1))
 
 
-def test_the_last_phase_draws_two_families_a_batch(tmp_path):
+def test_a_batch_of_the_hard_negative_phase_has_two_families(tmp_path):
     run = Pretraining(tmp_path, SMALL)
-    *_, kin = SMALL.phases
+    *_, hard_negatives = SMALL.phases
     for seed in range(5):
-        index = run.draw(kin._replace(batch=7), torch.Generator().manual_seed(seed))
+        index = run.sample_triplets(hard_negatives._replace(batch=7), torch.Generator().manual_seed(seed))
         assert index.max() < SMALL.triplets - SMALL.held_out
         first, second = run.families[index[:4]], run.families[index[4:]]
         assert len(index) == 7 and len(first.unique()) == 1 and len(second.unique()) == 1
 
 
-def test_a_crowd_is_pairs_of_things_of_one_family_that_differ_in_kind(tmp_path):
+def test_a_large_batch_has_two_pictures_each_of_objects_of_one_family(tmp_path):
     run = Pretraining(tmp_path, replace(SMALL, triplets=60, crowd=9))
     for seed in range(5):
-        images, identity = run.draw_crowd(torch.Generator().manual_seed(seed))
+        images, identity = run.sample_large_batch(torch.Generator().manual_seed(seed))
         assert images.shape == (9, 2, 3, 120, 120)
         families = {run.families[(run.identities[:, 0] == kind).nonzero()[0, 0]].item() for kind in identity}
         assert {np.unique(run.corpus.families)[i] for i in families} in ({"sign"}, {"silhouette"})
         assert not torch.equal(images[:, 0], images[:, 1])
 
 
-def test_a_crowd_teaches_the_image_tower_and_leaves_it_whole(tmp_path):
+def test_the_large_batch_loss_drops_patches_only_for_itself_and_trains_the_image_tower(tmp_path):
     run = Pretraining(tmp_path, replace(SMALL, crop_steps=0, whole_steps=0))
     one, other = torch.randn(2, 1, 3, 120, 120)
     twice = torch.cat([one, other]).unsqueeze(1).expand(2, 2, 3, 120, 120)
     seen = []
     run.clip.visual.ln_pre.register_forward_hook(lambda module, given, result: seen.append(result.shape[1]))
-    loss = run.objective.crowd(run.clip, twice, torch.tensor([0, 1]))
+    loss = run.objective.large_batch_identity_loss(run.clip, twice, torch.tensor([0, 1]))
     assert seen == [1 + int(225 * pretrain.CROWD_KEEPS)]
     loss.backward()
     assert run.clip.visual.conv1.weight.grad.abs().sum() > 0
-    assert run.objective.crowd(run.clip, twice, torch.tensor([0, 0])) == 0  # one thing twice: no rivals
-    run.clip.encode_images(one)
+    # one object twice: there is no wrong answer
+    assert run.objective.large_batch_identity_loss(run.clip, twice, torch.tensor([0, 0])) == 0
+    run.clip.encode_image(one)
     assert seen[-1] == 226
 
 
@@ -254,7 +255,7 @@ def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
     sentences = ["a photo of a damaged red disc.", "a flawless object"]
     images = torch.randn(2, 3, 120, 120)
     with torch.no_grad():
-        text, cls = run.clip.text_encoder.encode(run.vocabulary(sentences)), run.clip.encode_images(images)
+        text, cls = run.clip.encode_text(run.vocabulary(sentences)), run.clip.encode_image(images)
     run.export(tmp_path / "weights")
     backbone = load_backbone(f"local-dir:{tmp_path / 'weights'}")
     torch.testing.assert_close(backbone.text_encoder.encode(sentences), text, atol=5e-3, rtol=5e-3)
@@ -269,17 +270,17 @@ def test_a_run_leaves_its_log_and_snapshots(tmp_path):
     assert last.read_bytes() == end.read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3]
-    assert "held-out identity" in rows[-1]  # the end is watched, whatever its number
+    assert "held-out identity" in rows[-1]  # the last step is evaluated, whatever its number
 
 
-def test_a_run_may_keep_a_share_of_what_it_started_from(tmp_path):
+def test_an_export_can_be_the_weighted_mean_of_start_and_end(tmp_path):
     recipe = replace(SMALL, crop_steps=0, whole_steps=0, kin_steps=1, crowd=0)
     start = pretrain.pretrain(tmp_path / "a", recipe)
-    ended, kept = (
+    ended, averaged = (
         pretrain.pretrain(tmp_path / name, replace(recipe, seed=1, kept=share), start=start)
         for name, share in (("b", 0.0), ("c", 0.3))
     )
-    before, after, mean = (load_file(f / "open_clip_model.safetensors") for f in (start, ended, kept))
+    before, after, mean = (load_file(f / "open_clip_model.safetensors") for f in (start, ended, averaged))
     name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
     assert not torch.equal(before[name], after[name])
     expected = 0.3 * before[name].float() + 0.7 * after[name].float()
@@ -302,10 +303,10 @@ def test_a_cut_quick_run_learns_what_carries_over(tmp_path):
     """The same code on smaller crops, half a minute: captions of things that it never saw are told apart."""
     cut = replace(QUICK, triplets=800, held_out=160, crop_steps=150, crop_size=32)
     run = Pretraining(tmp_path, cut)
-    before = run.watch()["held-out contrastive"]
+    before = run.evaluate()["held-out contrastive"]
     while run.step_number < run.total_steps:
         run.step()
-    after = run.watch()["held-out contrastive"]
+    after = run.evaluate()["held-out contrastive"]
     chance = math.log(40)  # 20 triplets at a time, two captions each
     assert after < before - 0.2  # measured: 0.37
     assert after < chance - 0.08  # measured: 0.15; with captions of other triplets it stays above chance

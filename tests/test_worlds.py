@@ -1,5 +1,5 @@
-"""The procedural worlds: the same pictures for the same seed, labels and masks that tell the truth, and
-evaluation on things that neither training nor pretraining has shown."""
+"""The procedural worlds: the same pictures for the same seed, correct labels and masks, and evaluation on
+objects that occur neither in training nor in pretraining."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from inctrl_lite.data import drawing, worlds
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, WORLDS, families, load_world
 from inctrl_lite.errors import InctrlError
 
-# An anomaly is another thing there, not a damaged place.
+# Worlds whose anomalies are other objects, not defects.
 SEMANTIC = {name for name in EVALUATION if WORLDS[name].domain == "semantic"}
 
 
@@ -84,7 +84,7 @@ def test_another_seed_gives_other_pictures_of_the_same_categories():
 
 
 def test_another_process_draws_the_same_pictures():
-    """Python salts its own hashes in every process: none may have found its way into a seed."""
+    """Python's own string hashes differ between processes, so no seed may depend on them."""
     script = (
         "import zlib; from inctrl_lite.data.worlds import load_world\n"
         "for w in ('solar', 'drawn-multiclass'):\n"
@@ -97,14 +97,14 @@ def test_another_process_draws_the_same_pictures():
 
 @pytest.mark.parametrize("name", worlds._PAINTED)
 def test_the_mask_holds_what_the_fault_changed(name, monkeypatch):
-    """With the photograph left out, a faulty specimen differs from the sound one inside the mask alone."""
+    """Without the simulated photograph, faulty and normal specimen differ only inside the mask."""
     monkeypatch.setattr(drawing, "photograph", lambda rng, image: drawing.to_uint8(image))
     for category, (render, faults) in list(worlds._PAINTED[name]().items())[::5]:
         make, key = worlds._painted_maker(render, faults), f"{name}/{category}"
         for number in range(len(faults)):
             item = make(key, "test", number, 0, True)
-            sound = render(worlds.stream(key, "test", number, 0, 1), None, worlds.stream("unused")).image
-            change = np.abs(item.image.astype(int) - drawing.to_uint8(sound)).max(-1)
+            normal = render(worlds.stream(key, "test", number, 0, 1), None, worlds.stream("unused")).image
+            change = np.abs(item.image.astype(int) - drawing.to_uint8(normal)).max(-1)
             assert item.defect == faults[number]
             assert change[~item.mask].max() <= 11  # 0.04 of 255: nothing that an eye would find
             assert change[item.mask].sum() > 0.5 * change.sum()

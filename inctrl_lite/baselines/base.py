@@ -142,6 +142,10 @@ class Images:
     store: FeatureStore | None = None
     _compared: dict[tuple[str, int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
     _pool: Images | None = field(default=None, init=False, repr=False)
+    _evidence: tuple[Images, Tensor | None, bool, Evidence] | None = field(
+        default=None, init=False, repr=False
+    )
+    _tokens: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -178,9 +182,30 @@ class Images:
         return SupportSet.of(self.features, self.augmented)
 
     def evidence(self, normals: Images, text: Tensor | None = None, augment: bool = False) -> Evidence:
-        """`evidence.compare` with normal images, and with their augmented copies if asked."""
+        """`evidence.compare` with normal images, and with their augmented copies if asked.
+
+        The last answer is remembered: heads are trained from several seeds and compared on the same images.
+        """
+        if last := self._evidence:
+            if last[0] is normals and last[1] is text and last[2] == augment:
+                return last[3]
         support = normals.augmented_support if augment else normals.support
-        return compare(self.features, support, text, self.stage_maps(normals, augment))
+        found = compare(self.features, support, text, self.stage_maps(normals, augment))
+        self._evidence = normals, text, augment, found
+        return found
+
+    def tokens(
+        self, stages: int | None = None, average: int = 1, unit: bool = False
+    ) -> Float[Tensor, "B N C"]:
+        """`joined_tokens` of the images, remembered; `unit`: each stage's tokens have unit length."""
+        key = (stages, average, unit)
+        if key not in self._tokens:
+            features = self.features
+            if unit:
+                parts = tuple(s.map(lambda tokens: F.normalize(tokens, dim=-1)) for s in features.stages)
+                features = ImageFeatures(features.global_embedding, parts, features.map_grid)
+            self._tokens[key] = joined_tokens(features, stages, average)
+        return self._tokens[key]
 
     def stage_maps(self, normals: Images, augment: bool = False) -> Float[Tensor, "B L N"]:
         """Residual maps of each stage on the map grid (`residual.stage_residual_maps`)."""

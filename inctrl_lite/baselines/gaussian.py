@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from inctrl_lite.baselines.base import Answer, Images, Method, joined_tokens
+from inctrl_lite.baselines.base import Answer, Images, Method
 
 
 class SPADE(Method):
@@ -80,11 +79,7 @@ class PaDiM(Method):
 
     def _chosen(self, images: Images) -> Float[Tensor, "B N d"]:
         """A fixed random choice of channels of all stages."""
-        features = images.features
-        if self.shrink:
-            stages = tuple(stage.map(lambda tokens: F.normalize(tokens, dim=-1)) for stage in features.stages)
-            features = type(features)(features.global_embedding, stages, features.map_grid)
-        tokens = joined_tokens(features)
+        tokens = images.tokens(unit=self.shrink)
         generator = torch.Generator(device="cpu").manual_seed(0)
         order = torch.randperm(tokens.shape[-1], generator=generator, device="cpu")
         return tokens[..., order[: self.dimensions].to(tokens.device)]

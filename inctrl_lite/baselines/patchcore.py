@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inctrl_lite.baselines.base import Answer, Images, Method, joined_tokens
+from inctrl_lite.baselines.base import Answer, Images, Method
 
 
 class PatchCore(Method):
@@ -55,7 +55,7 @@ class PatchCore(Method):
 
     @staticmethod
     def _tokens(images: Images) -> Float[Tensor, "B N C"]:
-        return joined_tokens(images.features, stages=2, average=3)
+        return images.tokens(stages=2, average=3)
 
 
 def coreset(tokens: Float[Tensor, "n C"], size: int) -> Int[Tensor, " m"]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from inctrl_lite.baselines.base import Answer, Images, Method, joined_tokens, top_mean
+from inctrl_lite.baselines.base import Answer, Images, Method, top_mean
 
 
 class SubspaceAD(Method):
@@ -39,8 +38,9 @@ class SubspaceAD(Method):
 
     @staticmethod
     def _tokens(images: Images) -> Float[Tensor, "B N C"]:
-        features = images.features
-        stages = tuple(stage.map(lambda tokens: F.normalize(tokens, dim=-1)) for stage in features.stages)
-        if len({stage.tokens.shape for stage in stages}) == 1:
-            return torch.stack([stage.tokens for stage in stages]).mean(0)
-        return joined_tokens(type(features)(features.global_embedding, stages, features.map_grid))
+        tokens, widths = images.tokens(unit=True), {s.tokens.shape[-1] for s in images.features.stages}
+        if len(widths) > 1:
+            return tokens
+        return tokens.unflatten(-1, (len(images.features.stages), *widths)).mean(
+            -2
+        )  # [B, N, L, C] -> [B, N, C]

@@ -1,7 +1,8 @@
-"""The nine data sets of the paper's evaluation: what they are, where they live and what to expect of them.
+"""The nine data sets of the paper's evaluation: licence, source, layout and expected number of images.
 
-Nothing here was fetched: addresses, checksums and counts come from publications, public code and counting,
-and each count says which. Whoever finds one wrong can trust the data set's home page instead.
+Nothing was downloaded for this list. Addresses, checksums and counts come from publications, from public code
+and from counting, and each count names its source. If an entry and the home page of the data set disagree,
+the home page is right.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from dataclasses import dataclass, field
 from inctrl_lite.errors import InctrlError
 
 ONE_VS_ALL, MULTI_CLASS = "one-vs-all", "multi-class"
-SEED, TEST_SHARE = 42, 0.25  # of the public code's split of normals, where a data set brings none
+SEED, TEST_SHARE = (
+    42,
+    0.25,
+)  # the public code's split of normal images, for data sets that have no split of their own
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class Counts:
 
     Attributes:
         train: normal images that support sets are drawn from.
-        normal, anomalous: test images; in one-against-all sets each is counted once a category.
-        certain: False where a number is recalled, not read or counted: a difference then proves nothing.
-        source: how the numbers are known.
-        by_category: (normal, anomalous) test images, where they are known category by category.
+        normal, anomalous: test images; in one-against-all sets each counts once for each category.
+        certain: False if a number is from memory, neither read nor counted. A difference is then no proof.
+        source: where the numbers come from.
+        by_category: (normal, anomalous) test images of each category, if they are known.
     """
 
     train: int
@@ -40,16 +44,16 @@ class DatasetInfo:
     """One entry of the catalogue.
 
     Attributes:
-        name: how the command line calls it.
-        title: how its authors call it.
+        name: its name on the command line.
+        title: its name in publications.
         domain: "industrial", "surface", "medical" or "semantic".
         categories: in sorted order; their names are the words of the text prompts, as in the public code.
-        licence, citation, home: as far as known; the home page has the last word.
-        layout: what the folder looks like as downloaded.
-        counts: by protocol; "" for the data sets that have only one.
-        by_hand: what to do where no address can be fetched directly, and what to know.
-        url, archive, sha256: direct address, the file's name and its checksum; None where not known.
-        note: what to know before trusting a result on it.
+        licence, citation, home: as far as known. What the home page says is decisive.
+        layout: files and folders of the download.
+        counts: by protocol; the key is "" for data sets with only one protocol.
+        by_hand: how to download it by hand, if there is no direct address.
+        url, archive, sha256: direct address, the file's name and its checksum; None if not known.
+        note: a known problem of the data set or of its public protocol.
     """
 
     name: str
@@ -69,15 +73,15 @@ class DatasetInfo:
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """Ways to make categories of its classes; ("",) where the data set brings its own."""
+        """The ways to make categories from its classes; ("",) if the data set has categories of its own."""
         return tuple(self.counts)
 
 
 def find_dataset(name: str) -> DatasetInfo:
-    """The entry called `name`.
+    """The entry with this name.
 
     Raises:
-        InctrlError: there is none; the message lists those there are.
+        InctrlError: there is no such entry; the message lists all names.
     """
     if name not in CATALOGUE:
         raise InctrlError(f"no data set {name!r} in the catalogue. There are: {', '.join(CATALOGUE)}")

@@ -1,4 +1,4 @@
-"""What a data set is made of: categories, each with a pool of normal images and a labelled test split."""
+"""The parts of a data set: categories, each with a pool of normal images and a labelled test split."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from inctrl_lite.errors import InctrlError
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One image with what is known about it.
+    """One image with its annotation.
 
     Attributes:
-        image: a file, or the picture itself as uint8 [H, W, 3].
-        label: 0 normal, 1 anomalous, None when nobody said.
-        name: unique within its data set, stable, with forward slashes ("bottle/test/good/007.png").
+        image: path of the image file, or the image itself as uint8 [H, W, 3].
+        label: 0 normal, 1 anomalous, None if it is not known.
+        name: unique within its data set, the same on every machine, with forward slashes
+            ("bottle/test/good/007.png").
         defect: kind of anomaly; "good" for a normal image.
-        mask: where the anomaly is (file, or bool [H, W]); None when nobody drew it.
+        mask: where the anomaly is (path of an image file, or bool [H, W]); None if there is no mask.
     """
 
     image: Path | np.ndarray
@@ -36,7 +37,7 @@ class Item:
             InctrlError: the image is an array.
         """
         if not isinstance(self.image, Path):
-            raise InctrlError(f"{self.name} is no file")
+            raise InctrlError(f"{self.name} is an array in memory, not a file: use its `image`")
         return self.image
 
 
@@ -48,7 +49,7 @@ class Category:
         dataset: name of the data set it belongs to.
         name: the words a text prompt uses for it.
         domain: "industrial", "medical", "surface" or "semantic".
-        train: normal images only, the pool that normal prompts are drawn from.
+        train: normal images only, the pool from which support sets are drawn.
         test: normal and anomalous images.
     """
 
@@ -63,7 +64,7 @@ class Category:
         """Labels of the test images.
 
         Raises:
-            InctrlError: one of them has none.
+            InctrlError: a test image has no label.
         """
         found = [item.label for item in self.test if item.label is not None]
         if len(found) < len(self.test):

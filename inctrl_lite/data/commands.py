@@ -1,4 +1,4 @@
-"""`inctrl-lite data`: the paper's nine data sets, from the catalogue to a manifest that can be trusted."""
+"""`inctrl-lite data`: the paper's nine data sets, from the catalogue to a verified manifest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 @app.command("list")
 def list_(json: Json = False) -> None:
-    """The catalogue, one line a data set."""
+    """Show the catalogue, one line per data set."""
     from inctrl_lite.data.catalogue import CATALOGUE
     from inctrl_lite.data.download import TORCHVISION
 
@@ -38,7 +38,7 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def info(name: Name, json: Json = False) -> None:
-    """What is known of a data set: licence, citation, layout, expected counts and how certain they are."""
+    """Show licence, citation, layout and expected counts of a data set, and how certain they are."""
     from inctrl_lite.data.catalogue import find_dataset
 
     entry = find_dataset(name)
@@ -68,7 +68,7 @@ def info(name: Name, json: Json = False) -> None:
 
 @app.command()
 def download(name: Name, folder: Folder = Path("data"), quiet: Quiet = False) -> None:
-    """Fetch and unpack a data set, or say what to fetch by hand and where to put it."""
+    """Download and unpack a data set, or say what to download by hand and where to put it."""
     from inctrl_lite.data.download import download as fetch
 
     raw = fetch(name, folder / name / "raw", progress=not quiet)
@@ -79,7 +79,9 @@ def download(name: Name, folder: Folder = Path("data"), quiet: Quiet = False) ->
 def prepare(
     name: Name,
     folder: Folder = Path("data"),
-    raw: Annotated[Path | None, typer.Option(help="The unpacked data set, where it lies elsewhere.")] = None,
+    raw: Annotated[
+        Path | None, typer.Option(help="Folder of the unpacked data set, if it is not FOLDER/NAME/raw.")
+    ] = None,
     protocol: Annotated[
         str | None, typer.Option(help="MNIST and CIFAR-10: 'one-vs-all' (the default) or 'multi-class'.")
     ] = None,
@@ -101,7 +103,7 @@ def verify(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Compare a prepared data set with the catalogue; find unreadable files, duplicates and leaks."""
+    """Compare a prepared data set with the catalogue. Find unreadable files, duplicates and leaks."""
     from inctrl_lite.data.verify import verify as check
 
     report = check(name if name.endswith(".csv") else folder / name / "manifest.csv", progress=not quiet)

@@ -1,13 +1,13 @@
-"""The world that the tiny CLIP grows up in: pictures with captions, drawn by numbers or,
-in the last corpus, cut from ten photographs.
+"""The pretraining corpus of the tiny CLIP: pictures with captions.
 
-One sample is a triplet: a normal picture, another picture of the same thing (other pose, light, noise)
-and an odd one out. Most odd ones are the same thing with a painted defect; for *signs* and *silhouettes*
-they are another thing, so that the class embedding learns what things are. Sample `i` depends on
-(seed, i) alone.
+The pictures are drawn; in the third corpus, some are pieces of ten photographs. One sample is a triplet: an
+*anchor* (a normal picture), a *positive* (a second picture of the same object, with another pose, light and
+noise) and a *negative* (the odd one out). Most negatives show the object with a painted defect. For *signs*
+and *silhouettes* most of them show another object, so that the global embedding learns to tell objects apart.
+Sample `i` depends only on (seed, i).
 
-Nothing that the evaluation worlds or the auxiliary set draw is drawn here (a test holds `FAMILIES`
-against theirs), and no digits.
+Nothing is drawn here that the auxiliary set or an evaluation world draws (a test compares `FAMILIES` with
+theirs), and there are no digits.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ COLOURS = {
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """Something that can be drawn again and again: each call of `draw` is another view of it.
+    """An object, or a surface. Each call of `draw` gives another picture of it.
 
     Attributes:
         family: key of `MAKERS`.
-        identity: class name; two things of one identity are the same kind of thing.
-        noun: how a caption calls it.
-        draw: rng -> Picture.
+        identity: class name; two things with one identity belong to the same class.
+        noun: its name in captions.
+        draw: rng -> Picture, with an image [120, 120, 3].
     """
 
     family: str
@@ -83,15 +83,15 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A triplet (normal, normal again, odd one out).
+    """A triplet (anchor, positive, negative).
 
     Attributes:
-        images: uint8 [3, S, S, 3].
-        captions: one a picture.
-        coverage: share of each patch that the defect changed [15, 15], in [0, 1]; all zero when the odd
-            one is another thing.
+        images: uint8 [3, 120, 120, 3].
+        captions: one for each picture.
+        coverage: share of each patch that the defect changed [15, 15], in [0, 1]; all zero if the negative
+            shows another object.
         family: key of `MAKERS`.
-        identities: class of the normal pictures and class of the odd one.
+        identities: class of the anchor and the positive, and class of the negative.
     """
 
     images: np.ndarray
@@ -102,7 +102,7 @@ class Sample:
 
     @property
     def other_thing(self) -> bool:
-        """Whether the odd one is another thing rather than a damaged one."""
+        """Whether the negative shows an object of another class, not the same object with a defect."""
         return self.identities[0] != self.identities[1]
 
 
@@ -110,18 +110,18 @@ class Sample:
 
 
 def wave(t: Array) -> Array:
-    """Sine between 0 and 1."""
+    """A sine wave with values in [0, 1]."""
     return 0.5 + 0.5 * np.sin(t)
 
 
 def weave(x: Array, y: Array, f: float) -> Array:
-    """Threads that go over and under each other."""
+    """A weave: threads that cross over and under each other, in [0, 1]."""
     over_under = np.sign(np.sin(1.5 * f * x) * np.sin(1.5 * f * y))
     return 0.5 + 0.25 * (np.sin(3 * f * x) + over_under * np.sin(3 * f * y))
 
 
 def brick(x: Array, y: Array, f: float) -> Array:
-    """Rows of bricks, every other row shifted by half."""
+    """Rows of bricks; every second row is shifted by half a brick. Values in [0, 1]."""
     row = np.floor(y * f * 0.55)
     u, v = np.mod(x * f * 0.28 + 0.5 * (row % 2), 1), np.mod(y * f * 0.55, 1)
     mortar = np.minimum(np.minimum(u, 1 - u) * 2, np.minimum(v, 1 - v)) - 0.1
@@ -129,14 +129,15 @@ def brick(x: Array, y: Array, f: float) -> Array:
 
 
 def dots(x: Array, y: Array, f: float) -> Array:
-    """Discs on a grid."""
+    """Discs on a grid, in [0, 1]."""
     u, v = np.mod(x * f * 0.4, 1) - 0.5, np.mod(y * f * 0.4, 1) - 0.5
     return cover(np.hypot(u, v) - 0.25, 0.08)
 
 
+# octaves of broad, soft noise
 CLOUDS = {4: 1.0, 8: 0.8, 16: 0.4, 32: 0.15}
 
-# (x, y, frequency, rng) -> share of the second colour, in [0, 1]
+# name -> function (x, y, frequency, rng) -> share of the second colour at each pixel, in [0, 1]
 TEXTURES: dict[str, Callable[[Array, Array, float, Generator], Array]] = {
     "plain": lambda x, y, f, rng: np.zeros_like(x),
     "grating": lambda x, y, f, rng: wave(3 * f * x),
@@ -151,7 +152,7 @@ TEXTURES: dict[str, Callable[[Array, Array, float, Generator], Array]] = {
     "marbled": lambda x, y, f, rng: wave(0.7 * f * (x + 0.5 * y) + 2.2 * noise(rng, len(x))),
 }
 
-# (x, y, number of corners) -> signed distance of a shape that fills the unit disc
+# name -> function (x, y, number of corners) -> signed distance of a shape that fills the unit disc
 SHAPES: dict[str, Callable[[Array, Array, int], Array]] = {
     "disc": lambda x, y, k: disc(x, y, 0.95),
     "square": lambda x, y, k: box(x, y, 0.8, 0.8),
@@ -174,13 +175,19 @@ SHAPES: dict[str, Callable[[Array, Array, int], Array]] = {
 
 @dataclass(frozen=True)
 class Palette:
-    """Two colours of a thing, its detail's colour and the background's; grey now and then."""
+    """Four random colours: of the object, of its texture, of the background and of details.
 
-    names: tuple[str, str, str, str]
-    values: tuple[Array, Array, Array, Array]
+    Attributes:
+        names: names of the colours, for the caption.
+        values: RGB values, each [3] in [0, 1].
+    """
+
+    names: tuple[str, ...]
+    values: tuple[Array, ...]
 
     @classmethod
     def pick(cls, rng: Generator) -> Palette:
+        """Draw the colours; one palette in five is grey."""
         names = tuple(rng.choice(list(COLOURS), size=4, replace=False))
         values = [np.clip(np.array(COLOURS[n]) + 0.04 * rng.standard_normal(3), 0, 1) for n in names]
         if rng.random() < 0.2:
@@ -189,14 +196,19 @@ class Palette:
         return cls(names, tuple(values))
 
 
-def view(rng: Generator, x: Array, y: Array, angle: float, scale: float, free: bool) -> tuple[Array, Array]:
-    """Object coordinates of one more photograph: nearly the same place, any angle if `free`."""
-    turn = rng.uniform(0, 2 * math.pi) if free else angle + 0.06 * rng.standard_normal()
-    return pose(x, y, turn, scale * rng.uniform(0.95, 1.05), tuple(rng.uniform(-0.08, 0.08, 2)))
+def jittered_pose(
+    rng: Generator, x: Array, y: Array, angle: float, scale: float, any_angle: bool
+) -> tuple[Array, Array]:
+    """Object coordinates (x, y) in another picture of it: position, rotation and scale change a little.
+
+    If `any_angle`, the rotation is drawn from the whole circle.
+    """
+    rotation = rng.uniform(0, 2 * math.pi) if any_angle else angle + 0.06 * rng.standard_normal()
+    return pose(x, y, rotation, scale * rng.uniform(0.95, 1.05), tuple(rng.uniform(-0.08, 0.08, 2)))
 
 
 def backdrop(rng: Generator, palette: Palette, texture: str, frequency: float) -> Array:
-    """A background: plain or faintly textured."""
+    """A background [120, 120, 3], plain or with a weak texture."""
     x, y = pose(*grid(SIZE), 0.0, 1.0, tuple(rng.uniform(-0.1, 0.1, 2)))
     share = 0.25 * TEXTURES[texture](x, y, frequency, rng)
     return paint(canvas(SIZE, palette.values[2]), share, palette.values[3])
@@ -209,11 +221,11 @@ BACKDROPS = ("plain", "plain", "plain", "noisy", "cloudy", "grating")
 
 
 def shaped(rng: Generator, with_parts: bool = False) -> Thing:
-    """A coloured, textured shape; with parts, smaller shapes sit on it."""
+    """A coloured, textured shape. With parts, it carries one to six smaller shapes."""
     palette, corners = Palette.pick(rng), int(rng.integers(4, 9))
     shape, texture = str(rng.choice(list(SHAPES))), str(rng.choice(list(TEXTURES)))
-    frequency, behind = rng.uniform(4, 13), str(rng.choice(BACKDROPS))
-    angle, scale, free = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 0.9), rng.random() < 0.3
+    frequency, background_texture = rng.uniform(4, 13), str(rng.choice(BACKDROPS))
+    angle, scale, any_angle = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 0.9), rng.random() < 0.3
     rim, shine = rng.random() < 0.4, rng.random() < 0.3
     part, count = (
         str(rng.choice(["disc", "square", "ring", "bar", "triangle", "cross"])),
@@ -222,22 +234,22 @@ def shaped(rng: Generator, with_parts: bool = False) -> Thing:
     reach = rng.uniform(0.3, 0.55) if count > 1 else rng.uniform(0, 0.3)
 
     def draw(rng: Generator) -> Picture:
-        background = backdrop(rng, palette, behind, frequency)
-        u, v = view(rng, *grid(SIZE), angle, scale, free)
+        background = backdrop(rng, palette, background_texture, frequency)
+        u, v = jittered_pose(rng, *grid(SIZE), angle, scale, any_angle)
         distance = SHAPES[shape](u, v, corners)
         inside = cover(distance, 0.035)
-        skin = paint(
+        painted = paint(
             canvas(SIZE, palette.values[0]), 0.85 * TEXTURES[texture](u, v, frequency, rng), palette.values[1]
         )
         if rim:
-            skin = shade(skin, 1 - 0.5 * cover(np.abs(distance + 0.08) - 0.05, 0.04))
+            painted = shade(painted, 1 - 0.5 * cover(np.abs(distance + 0.08) - 0.05, 0.04))
         if shine:
-            skin = shade(skin, 0.75 + 0.35 * cover(np.hypot(u + 0.25, v + 0.25) - 0.5, 0.5))
-        image = paint(background, inside, skin)
+            painted = shade(painted, 0.75 + 0.35 * cover(np.hypot(u + 0.25, v + 0.25) - 0.5, 0.5))
+        image = paint(background, inside, painted)
         for i in range(count if with_parts else 0):
-            around = 2 * math.pi * i / count
-            place = (reach * math.cos(around), reach * math.sin(around))
-            local = pose(u, v, 0.0, 0.16 if count > 1 else 0.3, place)
+            polar_angle = 2 * math.pi * i / count
+            position = (reach * math.cos(polar_angle), reach * math.sin(polar_angle))
+            local = pose(u, v, 0.0, 0.16 if count > 1 else 0.3, position)
             image = paint(image, cover(SHAPES[part](*local, corners), 0.15) * inside, palette.values[3])
         return Picture(image, inside, background)
 
@@ -254,12 +266,12 @@ def shaped(rng: Generator, with_parts: bool = False) -> Thing:
 def textured(rng: Generator) -> Thing:
     """A surface that fills the picture."""
     palette, texture = Palette.pick(rng), str(rng.choice([t for t in TEXTURES if t != "plain"]))
-    frequency, angle, dirt = rng.uniform(4, 13), rng.uniform(0, 2 * math.pi), rng.random() < 0.4
+    frequency, angle, cloudy = rng.uniform(4, 13), rng.uniform(0, 2 * math.pi), rng.random() < 0.4
 
     def draw(rng: Generator) -> Picture:
         u, v = pose(*grid(SIZE), angle + 0.06 * rng.standard_normal(), 1.0, tuple(rng.uniform(-0.3, 0.3, 2)))
         share = TEXTURES[texture](u, v, frequency, rng)
-        if dirt:
+        if cloudy:
             share = 0.7 * share + 0.3 * TEXTURES["cloudy"](u, v, frequency, rng)
         image = paint(canvas(SIZE, palette.values[0]), share, palette.values[1])
         return Picture(image, np.ones((SIZE, SIZE)), canvas(SIZE, palette.values[2]))
@@ -270,19 +282,19 @@ def textured(rng: Generator) -> Thing:
 
 
 def organic(rng: Generator) -> Thing:
-    """Grey layered tissue-like matter: nested wobbly outlines, noise, now and then a few round bodies."""
+    """A grey object like layered tissue: nested irregular outlines, noise, up to four round bodies."""
     layers = int(rng.integers(1, 5))
     levels = rng.permutation(np.linspace(0.15, 0.85, layers + 1)) + 0.03 * rng.standard_normal(layers + 1)
     aspect, angle = rng.uniform(0.7, 1.4), rng.uniform(0, math.pi)
     radii = np.sort(rng.uniform(0.25, 1.0, layers))[::-1]
     fold, grain, bodies = rng.uniform(0, 0.12), rng.uniform(0.01, 0.06), int(rng.integers(0, 5))
-    places = rng.uniform(-0.4, 0.4, (bodies, 2))
+    positions = rng.uniform(-0.4, 0.4, (bodies, 2))
     tones, sizes = rng.uniform(0.1, 0.9, bodies), rng.uniform(0.06, 0.18, bodies)
     outside = rng.uniform(0.0, 0.12) if rng.random() < 0.7 else rng.uniform(0.2, 0.8)
 
     def draw(rng: Generator) -> Picture:
         background = canvas(SIZE, [outside] * 3)
-        u, v = view(rng, *grid(SIZE), angle, 0.9, False)
+        u, v = jittered_pose(rng, *grid(SIZE), angle, 0.9, False)
         radius = np.hypot(u * aspect, v / aspect)
         image, thing = background, np.zeros((SIZE, SIZE))
         for level, reach in zip(levels, radii, strict=False):
@@ -291,8 +303,8 @@ def organic(rng: Generator) -> Thing:
                 image, inside, level + grain * noise(rng, SIZE, {8: 0.3, 16: 0.6, 32: 1.0})[..., None]
             )
             thing = np.maximum(thing, inside)
-        for place, tone, size in zip(places, tones, sizes, strict=True):
-            moved = place + 0.03 * rng.standard_normal(2)
+        for position, tone, size in zip(positions, tones, sizes, strict=True):
+            moved = position + 0.03 * rng.standard_normal(2)
             image = paint(image, cover(np.hypot(u - moved[0], v - moved[1]) - size, 0.06) * thing, tone)
         return Picture(image, thing, background)
 
@@ -303,30 +315,33 @@ def organic(rng: Generator) -> Thing:
 
 
 def specimen(rng: Generator) -> Thing:
-    """Grey matter of a kind that varies from one specimen to the next: levels, outlines, folds and contrast.
+    """A grey object of which every picture shows another specimen: levels, outlines, folds and contrast vary.
 
-    What stays is the build: how many layers, in which order of brightness, and bodies in mirrored pairs.
+    All specimens have the same number of layers, in the same order of brightness, and the same mirrored pairs
+    of round bodies.
     """
     layers, pairs = int(rng.integers(2, 5)), int(rng.integers(0, 3))
     levels = rng.permutation(np.linspace(0.12, 0.85, layers))
     radii, aspect = np.sort(rng.uniform(0.35, 1.0, layers))[::-1], rng.uniform(0.75, 1.35)
     fold, grain = rng.uniform(0.02, 0.14, layers), rng.uniform(0.01, 0.06, layers)
-    places, tones = rng.uniform((0.1, -0.45), (0.45, 0.45), (pairs, 2)), rng.uniform(0.1, 0.9, pairs)
+    positions, tones = rng.uniform((0.1, -0.45), (0.45, 0.45), (pairs, 2)), rng.uniform(0.1, 0.9, pairs)
     sizes, outside = rng.uniform(0.06, 0.2, (pairs, 2)), rng.uniform(0.0, 0.12)
 
     def draw(rng: Generator) -> Picture:
         background = canvas(SIZE, [outside] * 3)
-        u, v = view(rng, *grid(SIZE), 0.0, rng.uniform(0.8, 1.0), False)
+        u, v = jittered_pose(rng, *grid(SIZE), 0.0, rng.uniform(0.8, 1.0), False)
         stretch, thing = aspect * rng.uniform(0.9, 1.1), np.zeros((SIZE, SIZE))
         image, radius = background, np.hypot(u * stretch, v / stretch)
-        for level, reach, wave_, rough in zip(levels, radii, fold, grain, strict=True):
+        for level, reach, depth, roughness in zip(levels, radii, fold, grain, strict=True):
             outline = (
-                reach * rng.uniform(0.93, 1.07) * (1 + wave_ * noise(rng, SIZE, {4: 0.3, 8: 1.0, 16: 0.8}))
+                reach * rng.uniform(0.93, 1.07) * (1 + depth * noise(rng, SIZE, {4: 0.3, 8: 1.0, 16: 0.8}))
             )
             inside = cover(radius - outline, rng.uniform(0.03, 0.08))
-            tissue = level + rng.uniform(-0.07, 0.07) + rough * noise(rng, SIZE, {8: 0.3, 16: 0.6, 32: 1.0})
+            tissue = (
+                level + rng.uniform(-0.07, 0.07) + roughness * noise(rng, SIZE, {8: 0.3, 16: 0.6, 32: 1.0})
+            )
             image, thing = paint(image, inside, tissue[..., None]), np.maximum(thing, inside)
-        for (px, py), tone, (width, height) in zip(places, tones, sizes, strict=True):
+        for (px, py), tone, (width, height) in zip(positions, tones, sizes, strict=True):
             swell = rng.uniform(0.75, 1.3)
             for mirror in (-1, 1):
                 dx, dy = 0.03 * rng.standard_normal(2)
@@ -339,8 +354,8 @@ def specimen(rng: Generator) -> Thing:
     return Thing("specimen", f"specimen-{layers}-{pairs}", noun, draw)
 
 
-# Photographs that scikit-image ships, name of the file -> what a caption says. Its documentation calls them
-# public domain, CC0 or without known restrictions; of the moon it says nothing.
+# Photographs that scikit-image ships: name of the file -> noun in the caption. The documentation of
+# scikit-image calls them public domain, CC0 or without known restrictions; it does not mention the moon.
 PHOTOGRAPHS = {
     "astronaut.png": "person",
     "brick.png": "brick wall",
@@ -353,27 +368,39 @@ PHOTOGRAPHS = {
     "retina.jpg": "retina",
     "rocket.jpg": "rocket",
 }
-SURFACES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")  # alike everywhere
+# photographs that look the same everywhere
+SURFACES = ("brick.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png")
 
 
 @lru_cache(maxsize=32)
 def photograph_file(name: str) -> Image.Image:
-    """A photograph of scikit-image by its name, or another package's by its path ("package/folder/name")."""
+    """A photograph of scikit-image by its name, or of another package by its path ("package/folder/name").
+
+    Raises:
+        InctrlError: the package is not installed.
+    """
     package, _, path = (name if "/" in name else f"skimage/data/{name}").partition("/")
     try:
         with (files(package) / path).open("rb") as file:
             return Image.open(file).convert("RGB")
     except ModuleNotFoundError as error:
         raise InctrlError(
-            f"the corpus has pieces of {path}, which comes with scikit-image: pip install scikit-image"
+            f"the corpus contains pieces of {path}, which comes with scikit-image: pip install scikit-image"
         ) from error
 
 
 def photographed(rng: Generator, names: Sequence[str] = tuple(PHOTOGRAPHS)) -> Thing:
-    """A piece of a real photograph, cut out anew (place, size, light, contrast) in every picture.
+    """A crop of a real photograph; position, size, light and contrast vary a little between pictures.
 
-    Few photographs teach a network's early blocks nearly as much as many do (Asano et al., ICLR 2020). Of a
-    surface, another piece of it is another picture of the same.
+    A few photographs train the early layers of a network nearly as well as many (Asano et al., ICLR 2020). Of
+    a surface that looks the same everywhere, the crop of another picture may lie anywhere.
+
+    Args:
+        rng: source of the crop.
+        names: arguments of `photograph_file` to choose from.
+
+    Raises:
+        InctrlError: scikit-image is not installed.
     """
     name = str(rng.choice(names))
     photo = photograph_file(name)
@@ -382,12 +409,12 @@ def photographed(rng: Generator, names: Sequence[str] = tuple(PHOTOGRAPHS)) -> T
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
     turns, mirrored, grey = int(rng.integers(0, 4)), rng.random() < 0.5, rng.random() < 0.3
     gains = rng.uniform(0.7, 1.3, 3)[rng.permutation(3)] if rng.random() < 0.5 else np.ones(3)
-    channels, wanders = rng.permutation(3), name in SURFACES and rng.random() < 0.6
+    channels, crop_anywhere = rng.permutation(3), name in SURFACES and rng.random() < 0.6
 
     def draw(rng: Generator) -> Picture:
         size = side * rng.uniform(0.92, 1.05)
         x, y = np.array([left, top]) + (side - size) / 2 + 0.05 * side * rng.uniform(-1, 1, 2)
-        if wanders:
+        if crop_anywhere:
             x, y = rng.uniform(0, width - size), rng.uniform(0, height - size)
         size = min(size, width, height)
         x, y = np.clip(x, 0, width - size), np.clip(y, 0, height - size)
@@ -400,9 +427,9 @@ def photographed(rng: Generator, names: Sequence[str] = tuple(PHOTOGRAPHS)) -> T
         return Picture(image, np.ones((SIZE, SIZE)), canvas(SIZE, image.mean((0, 1))))
 
     zoom = int(3 * math.log2(min(width, height) / side))
-    place = f"{name}/{int(8 * left / width)}-{int(8 * top / height)}/{zoom}"
+    region = f"{name}/{int(8 * left / width)}-{int(8 * top / height)}/{zoom}"
     noun = f"{'gray ' if grey else ''}{PHOTOGRAPHS.get(name, 'photograph')}"
-    return Thing("photograph", name if wanders else place, noun, draw)
+    return Thing("photograph", name if crop_anywhere else region, noun, draw)
 
 
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghijkmnpqrtuy"
@@ -411,7 +438,7 @@ SIGNS = "&@#$%?!+=<>*{}~"
 
 @lru_cache(maxsize=1)
 def fonts() -> tuple[Path, ...]:
-    """The text fonts that matplotlib ships."""
+    """The font files of text fonts that matplotlib ships."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -423,11 +450,11 @@ def fonts() -> tuple[Path, ...]:
 
 
 @lru_cache(maxsize=4096)
-def printed(character: str, font: int) -> Array:
-    """A character from a font file, centred, as mask [64, 64]."""
+def glyph_mask(character: str, font: int) -> Array:
+    """A character of font number `font` in the middle of a mask [64, 64] in [0, 1]."""
     typeface = ImageFont.truetype(str(fonts()[font]), 56)
     left, top, right, bottom = typeface.getbbox(character)
-    sheet = Image.new("L", (right - left + 8, bottom - top + 8))
+    sheet = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
     ImageDraw.Draw(sheet).text((4 - left, 4 - top), character, fill=255, font=typeface)
     side = max(sheet.size)
     square = Image.new("L", (side, side))
@@ -435,14 +462,14 @@ def printed(character: str, font: int) -> Array:
     return np.asarray(square.resize((64, 64), Image.Resampling.BICUBIC), np.float64) / 255
 
 
-def wobble(rng: Generator, u: Array, v: Array, strength: float) -> tuple[Array, Array]:
-    """Coordinates bent by a smooth random field, as a hand does."""
+def warp(rng: Generator, u: Array, v: Array, strength: float) -> tuple[Array, Array]:
+    """Coordinates (u, v), each [S, S], displaced by a smooth random field, as in handwriting."""
     bend = {4: 1.0, 8: 0.3}
     return u + strength * noise(rng, len(u), bend), v + strength * noise(rng, len(v), bend)
 
 
 def invented_strokes(rng: Generator) -> list[Array]:
-    """The strokes of a character that no alphabet has, each [M, 2]."""
+    """One to three strokes [M, 2] of a character that belongs to no alphabet."""
     strokes = []
     for _ in range(int(rng.integers(1, 4))):
         kind = rng.integers(0, 3)
@@ -461,12 +488,17 @@ def invented_strokes(rng: Generator) -> list[Array]:
     return strokes
 
 
+# how many identities the corpus uses
 INVENTED_CHARACTERS = 3000
 SILHOUETTES = 2000
 
 
 def sign(rng: Generator, identity: str | None = None) -> Thing:
-    """A letter or sign in some font, or an invented character drawn by hand; every view in another style."""
+    """A printed letter or sign, or an invented handwritten character; every picture has another style.
+
+    `identity` is "letter X" or "character NUMBER"; None draws one of `LETTERS`, `SIGNS` and the first
+    `INVENTED_CHARACTERS` characters.
+    """
     if identity is None:
         if rng.random() < 0.5:
             identity = f"letter {rng.choice(list(LETTERS + SIGNS))}"
@@ -478,6 +510,8 @@ def sign(rng: Generator, identity: str | None = None) -> Thing:
     )
 
     def draw(rng: Generator) -> Picture:
+        ink: Array | float
+        paper: Array | float
         ink, paper = (0.95, 0.05) if rng.random() < 0.5 else (0.05, 0.95)
         if rng.random() < 0.3:
             ink, paper = rng.uniform(0, 1, 3), rng.uniform(0, 1, 3)
@@ -488,15 +522,15 @@ def sign(rng: Generator, identity: str | None = None) -> Thing:
             rng.uniform(0.6, 0.95),
             tuple(rng.uniform(-0.1, 0.1, 2)),
         )
-        u = u * rng.uniform(0.75, 1.35) + rng.uniform(-0.25, 0.25) * v  # narrow or wide, upright or slanted
-        u, v = wobble(rng, u, v, rng.uniform(0.01, 0.06))
+        u = u * rng.uniform(0.75, 1.35) + rng.uniform(-0.25, 0.25) * v  # width and slant
+        u, v = warp(rng, u, v, rng.uniform(0.01, 0.06))
         if strokes:
             width = rng.uniform(0.06, 0.16)
             jitter = [s + 0.08 * rng.standard_normal(s.shape) for s in strokes]
             mask = np.max([cover(polyline(u, v, s) - width, 0.05) for s in jitter], axis=0)
         else:
-            mask = look_up(printed(name, int(rng.integers(len(fonts())))), u, v)
-        if rng.random() < 0.35:  # coarse pixels, as small scans have
+            mask = look_up(glyph_mask(name, int(rng.integers(len(fonts())))), u, v)
+        if rng.random() < 0.35:  # coarse pixels, as in small scans
             cells = int(rng.integers(8, 28))
             small = Image.fromarray(mask.astype(np.float32)).resize((cells, cells), Image.Resampling.BOX)
             mask = np.clip(np.asarray(small.resize((SIZE, SIZE), Image.Resampling.BICUBIC), np.float64), 0, 1)
@@ -507,7 +541,10 @@ def sign(rng: Generator, identity: str | None = None) -> Thing:
 
 
 def silhouette(rng: Generator, identity: str | None = None) -> Thing:
-    """An invented thing made of a few shapes; every view in another size, colour and stance."""
+    """An invented object made of two to four shapes; in every picture with another size, colour and pose.
+
+    `identity` is "silhouette NUMBER"; None draws one of the first `SILHOUETTES`.
+    """
     if identity is None:
         identity = f"silhouette {rng.integers(SILHOUETTES)}"
     design = np.random.default_rng([78, int(identity.split()[1])])
@@ -531,10 +568,10 @@ def silhouette(rng: Generator, identity: str | None = None) -> Thing:
             rng.uniform(0.75, 1.05),
             tuple(rng.uniform(-0.1, 0.1, 2)),
         )
-        u, v = wobble(rng, u * rng.uniform(0.9, 1.1), v, 0.02)
+        u, v = warp(rng, u * rng.uniform(0.9, 1.1), v, 0.02)
         distances = [
-            size * SHAPES[shape](*pose(u, v, angle, size, place), corners)
-            for shape, corners, place, size, angle in pieces
+            size * SHAPES[shape](*pose(u, v, angle, size, position), corners)
+            for shape, corners, position, size, angle in pieces
         ]
         inside = cover(np.min(distances, axis=0), 0.035)
         return Picture(paint(background, inside, palette.values[0]), inside, background)
@@ -542,6 +579,7 @@ def silhouette(rng: Generator, identity: str | None = None) -> Thing:
     return Thing("silhouette", identity, "silhouette of a thing", draw)
 
 
+# family -> function that draws one of its things
 MAKERS: dict[str, Callable[..., Thing]] = {
     "shape": shaped,
     "parts": lambda rng: shaped(rng, with_parts=True),
@@ -552,17 +590,19 @@ MAKERS: dict[str, Callable[..., Thing]] = {
     "specimen": specimen,
     "photograph": photographed,
 }
-# share of each family, in the order of `MAKERS`: of the corpus to start with, and of those to go on with
+# share of each family in the corpora of the three pretraining runs, in the order of `MAKERS`
 SHARES: dict[str, tuple[float, ...]] = {
     "first": (0.14, 0.16, 0.16, 0.14, 0.24, 0.16, 0.0, 0.0),
     "second": (0.08, 0.14, 0.12, 0.06, 0.26, 0.20, 0.14, 0.0),
     "third": (0.06, 0.12, 0.07, 0.06, 0.22, 0.17, 0.10, 0.20),
 }
 
-# how often the odd one out is another thing, not a damaged one
-OTHER_THING = {"sign": 0.8, "silhouette": 0.8, "photograph": 0.4}
+# share of the triplets whose negative is another object, not the same object with a defect
+OTHER_OBJECT_SHARE = {"sign": 0.8, "silhouette": 0.8, "photograph": 0.4}
+# what can happen to tissue: the defects of grey scans
 TISSUE_DEFECTS = ("stain", "hole", "discoloration", "contamination", "bent", "missing part")
 
+# what the corpus draws: "objects", "textures" and "defects", as `data.worlds.families` has it for a world
 FAMILIES: dict[str, frozenset[str]] = {
     "objects": frozenset(
         {
@@ -582,53 +622,60 @@ FAMILIES: dict[str, frozenset[str]] = {
 
 # --- captions ----------------------------------------------------------------------------------------
 
-NORMAL_WORDS = (
+NORMAL_STATES = (
     "{}", "{}", "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect",
     "{} without damage", "normal {}", "intact {}", "clean {}", "good {}",
 )  # fmt: skip
-DAMAGED_WORDS = (
+DEFECT_STATES = (
     "damaged {}", "damaged {}", "{} with flaw", "{} with defect", "{} with damage", "defective {}",
     "broken {}", "abnormal {}", "{} with a DEFECT", "{} with a DEFECT", "damaged {} with a DEFECT",
 )  # fmt: skip
-FRAMES = (
+TEMPLATES = (
     "a photo of a {}.", "a photo of the {}.", "a cropped photo of the {}.", "a close-up photo of a {}.",
     "a bright photo of a {}.", "a dark photo of the {}.", "a blurry photo of a {}.",
     "a jpeg corrupted photo of a {}.", "a photo of a small {}.", "a photo of the large {}.",
     "a photo of the {} for visual inspection.", "a photo of a {} for anomaly detection.", "{}", "a {}",
 )  # fmt: skip
-VAGUE = ("object", "part", "item", "thing", "product", "sample")
+GENERIC_NOUNS = ("object", "part", "item", "thing", "product", "sample")
 
 
 def caption(rng: Generator, noun: str, defect: str | None = None) -> str:
-    """A sentence about a picture; the thing is now and then only called "object"."""
-    noun = str(rng.choice(VAGUE)) if rng.random() < 0.12 else noun
-    state = str(rng.choice(DAMAGED_WORDS if defect else NORMAL_WORDS))
-    return str(rng.choice(FRAMES)).format(state.replace("DEFECT", defect or "").format(noun))
+    """A caption; in about one of eight, a general word such as "object" replaces the noun.
+
+    `defect` is a key of `DEFECTS`; without it, the caption describes a normal picture.
+    """
+    noun = str(rng.choice(GENERIC_NOUNS)) if rng.random() < 0.12 else noun
+    state = str(rng.choice(DEFECT_STATES if defect else NORMAL_STATES))
+    return str(rng.choice(TEMPLATES)).format(state.replace("DEFECT", defect or "").format(noun))
 
 
 # --- samples -----------------------------------------------------------------------------------------
 
 
 def draw_sample(seed: int, index: int, shares: str = "first") -> Sample:
-    """Triplet number `index` of the corpus `seed`; `shares`: key of `SHARES`."""
+    """Triplet number `index` of the corpus with this `seed`; `shares` is a key of `SHARES`.
+
+    Raises:
+        InctrlError: the corpus contains photographs, and scikit-image is not installed.
+    """
     rng = np.random.default_rng([seed, index])
     parts = np.array(SHARES[shares])
     family = str(rng.choice(list(MAKERS), p=parts / parts.sum()))
     thing = MAKERS[family](rng)
-    views = [thing.draw(rng).image, thing.draw(rng).image]
+    pictures = [thing.draw(rng).image, thing.draw(rng).image]
     coverage, other = np.zeros((GRID, GRID)), thing
-    if family in OTHER_THING and rng.random() < OTHER_THING[family]:
+    if family in OTHER_OBJECT_SHARE and rng.random() < OTHER_OBJECT_SHARE[family]:
         while other.identity == thing.identity:
             other = MAKERS[family](rng)
-        views.append(other.draw(rng).image)
-        odd_caption = caption(rng, other.noun)
+        pictures.append(other.draw(rng).image)
+        negative_caption = caption(rng, other.noun)
     else:
         picture, is_scan = thing.draw(rng), thing.family in ("organic", "specimen")  # scans have no colour
         damaged, defect = damage(rng, picture, TISSUE_DEFECTS if is_scan else tuple(DEFECTS), grey=is_scan)
-        views.append(damaged)
-        odd_caption = caption(rng, thing.noun, defect)
+        pictures.append(damaged)
+        negative_caption = caption(rng, thing.noun, defect)
         patches = changed(picture.image, damaged).reshape(GRID, SIZE // GRID, GRID, SIZE // GRID)
         coverage = patches.mean((1, 3))
-    images = np.stack([photograph(rng, view) for view in views])
-    captions = (caption(rng, thing.noun), caption(rng, thing.noun), odd_caption)
+    images = np.stack([photograph(rng, picture) for picture in pictures])
+    captions = (caption(rng, thing.noun), caption(rng, thing.noun), negative_caption)
     return Sample(images, captions, coverage, family, (thing.identity, other.identity))

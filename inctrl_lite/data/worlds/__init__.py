@@ -1,8 +1,9 @@
-"""Procedural anomaly worlds: data sets that need no download, with pixel masks.
+"""Procedural worlds: data sets that need no download, with pixel masks.
 
-One auxiliary world to train on ("industrial", many categories of one domain) and nine to be tested on,
-whose things, textures and (for most) defects training never sees. Every image depends only on (world,
-category, split, number, seed): asking for more images leaves the first ones as they were.
+There is one auxiliary world for training ("industrial", many categories of one domain) and nine for
+evaluation. Their objects, their textures and (in most of them) their defects do not occur in training. Every
+image depends only on (world, category, split, number, seed): a larger number of images leaves the first ones
+unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING
 
 from inctrl_lite.errors import InctrlError
@@ -27,7 +27,13 @@ AUXILIARY = "industrial"
 
 @dataclass(frozen=True)
 class World:
-    """What is known of a world before a picture is drawn."""
+    """The description of a world.
+
+    Attributes:
+        domain: "industrial", "surface", "medical" or "semantic".
+        about: what the world shows, in a few words.
+        textures: names of its surfaces, as opposed to its objects.
+    """
 
     domain: str
     about: str
@@ -62,8 +68,8 @@ def load_world(
 
     Args:
         name: `AUXILIARY` or one of `EVALUATION`.
-        train: normal images to draw prompts from, a category.
-        normal, anomalous: test images, a category.
+        train: number of normal images in each category from which support sets are drawn.
+        normal, anomalous: numbers of test images in each category.
         seed: another seed gives other images of the same categories.
 
     Raises:
@@ -91,12 +97,17 @@ def load_world(
 
 
 def families(name: str) -> dict[str, frozenset[str]]:
-    """What a world draws: "objects", "textures" and "defects" by name."""
+    """The names of a world's "objects", "textures" and "defects".
+
+    Raises:
+        InctrlError: unknown name.
+    """
     if name not in WORLDS:
         raise InctrlError(f"no world {name!r}. There are: {', '.join(WORLDS)}")
     from inctrl_lite.data.worlds import industrial, semantic
 
-    objects, defects = frozenset({"digit"}), frozenset()
+    objects: frozenset[str] = frozenset({"digit"})
+    defects: frozenset[str] = frozenset()
     if name == AUXILIARY:
         objects = frozenset(industrial.FAMILIES)
     elif name in _PAINTED:
@@ -109,17 +120,20 @@ def families(name: str) -> dict[str, frozenset[str]]:
     return {"objects": objects - textures, "textures": textures, "defects": defects}
 
 
-# --- who makes the items of a category ---------------------------------------------------------------
+# --- the images of a category -------------------------------------------------------------------------
 
 # (category key, split, number, seed, anomalous) -> Item
 Maker = Callable[[str, str, int, int, bool], "Item"]
-# (rng, fault, odd) -> Picture: one specimen, the same for the same rng but for the fault
+# (rng, fault, fault_rng) -> Picture: the same specimen for the same rng, with the fault if one is named
 Render = Callable[["Generator", "str | None", "Generator"], "Picture"]
 Painted = dict[str, tuple[Render, tuple[str, ...]]]  # category -> (renderer, faults)
 
 
 def stream(*parts: str | int) -> Generator:
-    """A generator that depends on all parts, the same on every platform."""
+    """A random generator that depends on all parts, and is the same on every platform.
+
+    Strings enter through their CRC-32, because Python's own string hashes differ between processes.
+    """
     import numpy as np
 
     return np.random.default_rng([p if isinstance(p, int) else zlib.crc32(p.encode()) for p in parts])
@@ -133,6 +147,7 @@ def _item(key: str, split: str, number: int, image: np.ndarray, defect: str, mas
 
 
 def _makers(name: str) -> Iterator[tuple[str, Maker]]:
+    """The categories of a world, each with the function that makes its items."""
     if name in _PAINTED:
         for category, (render, faults) in _PAINTED[name]().items():
             yield category, _painted_maker(render, faults)
@@ -152,7 +167,10 @@ def _makers(name: str) -> Iterator[tuple[str, Maker]]:
 
 
 def _painted_maker(render: Render, faults: tuple[str, ...]) -> Maker:
-    """Specimens whose faults come in turn: generic defects are painted over, others the renderer draws."""
+    """Specimens of a renderer, with its faults in turn.
+
+    Generic defects are painted over the finished drawing, all other faults are drawn by the renderer.
+    """
 
     def make(key: str, split: str, number: int, seed: int, anomalous: bool) -> Item:
         import numpy as np
@@ -161,26 +179,28 @@ def _painted_maker(render: Render, faults: tuple[str, ...]) -> Maker:
         from inctrl_lite.data.drawing import photograph
 
         parts = (key, split, number, seed, int(anomalous))
-        sound = render(stream(*parts), None, stream(*parts, "odd"))
+        normal = render(stream(*parts), None, stream(*parts, "odd"))
         if not anomalous:
-            return _item(key, split, number, photograph(stream(*parts, "lens"), sound.image), "good", None)
+            return _item(key, split, number, photograph(stream(*parts, "lens"), normal.image), "good", None)
         fault = faults[number % len(faults)]
-        for attempt in count():  # a fault may fall where it cannot be seen: then it falls elsewhere
-            odd = stream(*parts, "odd", attempt)
+        attempt = 0
+        while True:  # until the fault lies where it is visible
+            fault_rng = stream(*parts, "odd", attempt)
             if fault in DEFECTS:
-                faulty = DEFECTS[fault](odd, sound)
+                faulty = DEFECTS[fault](fault_rng, normal)
             else:
-                faulty = render(stream(*parts), fault, odd).image
-            before, after = np.clip(sound.image, 0, 1), np.clip(faulty, 0, 1)
+                faulty = render(stream(*parts), fault, fault_rng).image
+            before, after = np.clip(normal.image, 0, 1), np.clip(faulty, 0, 1)
             if changed(before, after, 0.06).sum() >= 25:
                 image = photograph(stream(*parts, "lens"), faulty)
-                return _item(key, split, number, image, fault, _closed(changed(before, after, 0.04)))
+                return _item(key, split, number, image, fault, _close_gaps(changed(before, after, 0.04)))
+            attempt += 1
 
     return make
 
 
-def _closed(mask: np.ndarray) -> np.ndarray:
-    """The mask with gaps of up to six pixels filled: a fault in a texture is one region."""
+def _close_gaps(mask: np.ndarray) -> np.ndarray:
+    """Morphological closing with a 7 x 7 window, so that a fault in a texture is one region."""
     import numpy as np
     from PIL import Image, ImageFilter
 
@@ -189,7 +209,7 @@ def _closed(mask: np.ndarray) -> np.ndarray:
 
 
 def _digit_maker(normal_digits: tuple[int, ...]) -> Maker:
-    """scikit-learn's digits: the first half of the images is for training, the second for testing."""
+    """scikit-learn's digits. The first half of the images is for training, the second half for testing."""
 
     def make(key: str, split: str, number: int, seed: int, anomalous: bool) -> Item:
         import numpy as np
@@ -200,16 +220,16 @@ def _digit_maker(normal_digits: tuple[int, ...]) -> Maker:
         wanted = ~np.isin(labels, normal_digits) if anomalous else np.isin(labels, normal_digits)
         pool = np.flatnonzero(wanted)
         pool = pool[: len(pool) // 2] if split == "train" else pool[len(pool) // 2 :]
-        which = int(stream(key, split, seed, int(anomalous)).permutation(pool)[number % len(pool)])
+        index = int(stream(key, split, seed, int(anomalous)).permutation(pool)[number % len(pool)])
         return _item(
-            key, split, number, digit(which), f"digit {labels[which]}" if anomalous else "good", None
+            key, split, number, digit(index), f"digit {labels[index]}" if anomalous else "good", None
         )
 
     return make
 
 
 def _thing_maker(normal_things: tuple[str, ...]) -> Maker:
-    """Drawn things."""
+    """Simple drawings. Anomalous are those of all classes that are not in `normal_things`."""
 
     def make(key: str, split: str, number: int, seed: int, anomalous: bool) -> Item:
         from inctrl_lite.data.drawing import photograph

@@ -1,4 +1,4 @@
-"""Evaluation worlds where an anomaly is another thing: scikit-learn's digits and simple drawn things."""
+"""Evaluation worlds with semantic anomalies, objects of another class: digits and simple drawings."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from inctrl_lite.data.worlds.industrial import SIZE
 
 @lru_cache(maxsize=1)
 def digit_images() -> tuple[Array, Array]:
-    """scikit-learn's bundled handwritten digits: (images [1797, 8, 8] in [0, 1], labels)."""
+    """The handwritten digits that scikit-learn ships: images [1797, 8, 8] in [0, 1], and labels [1797]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     return digits.images / 16, digits.target
 
 
-def digit(which: int, size: int = SIZE) -> Array:
-    """Digit image number `which`, enlarged to uint8 [size, size, 3]."""
-    small = Image.fromarray(digit_images()[0][which].astype(np.float32))
+def digit(index: int, size: int = SIZE) -> Array:
+    """Digit image number `index` of `digit_images`, enlarged: uint8 [size, size, 3]."""
+    small = Image.fromarray(digit_images()[0][index].astype(np.float32))
     large = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
     return np.repeat(np.round(np.clip(large, 0, 1) * 255).astype(np.uint8)[..., None], 3, axis=-1)
 
@@ -38,7 +38,7 @@ def _union(*parts: Array) -> Array:
     return np.min(parts, axis=0)
 
 
-# (x, y) -> signed distance
+# class -> function of coordinates (x, y), each [S, S], that gives the signed distance to the outline
 THINGS: dict[str, Callable[[Array, Array], Array]] = {
     "house": lambda x, y: np.maximum(
         _union(box(x, y - 0.3, 0.55, 0.45), _triangle(x, y, -0.85, -0.1, 0.8)), -box(x, y - 0.5, 0.13, 0.26)
@@ -78,7 +78,7 @@ VEHICLES = ("car", "boat")
 
 
 def draw_thing(rng: Generator, name: str) -> Array:
-    """One more drawing of a thing, in any two contrasting colours [S, S, 3]."""
+    """A drawing of class `name` in a random pose and two contrasting colours: [120, 120, 3] in [0, 1]."""
     shift = 0.08 * rng.standard_normal(2)
     x, y = pose(
         *grid(SIZE), 0.15 * rng.standard_normal(), 0.9 + 0.1 * rng.standard_normal(), (shift[0], shift[1])

@@ -1,11 +1,11 @@
 """How good are the detectors that come with the package? python benchmarks/quality.py [--data FOLDER]
 
-Runs of `inctrl-lite benchmark`, each of which goes on where it was: the tiny CLIP on the unseen drawn worlds;
-its tower before training, for what needs no text; and with --data (folders of real images in MVTec's layout) the
-tiny CLIP and the photo detector on real images. Copies them to
-benchmarks/results/{embedded,untrained,real,photo}/ and writes benchmarks/results/quality.md: what is compared
-with what, who is better where, and what training adds. The same numbers go into README.md and into the photo
-detector's card. `--only` without a name writes the texts from the recorded runs alone.
+Runs of `inctrl-lite benchmark`, each of which goes on where it was: the tiny CLIP on the unseen drawn
+worlds; its tower before training, for what needs no text; and with --data (folders of real images in
+MVTec's layout) the tiny CLIP and the photo detector on real images. Copies them to
+benchmarks/results/{embedded,untrained,real,photo}/ and writes benchmarks/results/quality.md: what is
+compared with what, who is better where, and what training adds. The same numbers go into README.md and into
+the photo detector's card. `--only` without a name writes the texts from the recorded runs alone.
 """
 
 from __future__ import annotations

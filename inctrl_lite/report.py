@@ -147,7 +147,7 @@ def _legend() -> str:
 
     ramp = matplotlib.colormaps[MAP_COLOURS](np.linspace(0, 1, 128))[None, :, :3]
     bar = Image.fromarray(np.round(255 * np.repeat(ramp, 12, 0)).astype(np.uint8))
-    label = f"{MAP_LABEL}: dark as between normal images, bright 8 deviations above"
+    label = f"{MAP_LABEL}: dark as between normal images, bright 8 standard deviations above"
     return f'<p class="legend">{_picture(bar, "colour scale from dark to bright")} {escape(label)}</p>'
 
 

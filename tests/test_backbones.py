@@ -149,6 +149,20 @@ def test_the_preprocessing_is_the_one_of_the_weights(small_backbone):
     torch.testing.assert_close(tensor, ((1 - mean) / std).expand(3, 32, 32))
 
 
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_pictures_are_prepared_as_open_clip_does(small_folder, tmp_path, mode):
+    folder = tmp_path / "clip"
+    shutil.copytree(small_folder, folder)
+    more = {"resize_mode": mode, "interpolation": "bilinear", "fill_color": 100}
+    config = SMALL_CONFIG | {"preprocess_cfg": SMALL_CONFIG["preprocess_cfg"] | more}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    backbone = load_backbone(f"local-dir:{folder}")
+    settings = open_clip.transform.PreprocessCfg(**backbone.clip.visual.preprocess_cfg)
+    picture = Image.effect_noise((50, 40), 60).convert("RGB")
+    expected = open_clip.transform.image_transform_v2(settings, is_train=False)(picture)
+    assert torch.equal(backbone.preprocessor(picture), expected)
+
+
 def test_towers_without_patch_tokens_are_refused():
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
     with pytest.raises(InctrlError, match="ModifiedResNet.*choose a ViT"):

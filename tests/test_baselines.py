@@ -14,7 +14,7 @@ from inctrl_lite.baselines import METHODS, MISSING, Auxiliary, Images
 from inctrl_lite.baselines.base import joined_tokens
 from inctrl_lite.baselines.coop import CoOp, prototypes
 from inctrl_lite.baselines.gaussian import SPADE, PaDiM
-from inctrl_lite.baselines.inctrl import InCTRLMethod, load_table
+from inctrl_lite.baselines.inctrl import BATCH_SIZE, InCTRLMethod, load_table, train_on_table
 from inctrl_lite.baselines.nearest import AnomalyDINO, GlobalNearest, PatchMax
 from inctrl_lite.baselines.patchcore import PatchCore
 from inctrl_lite.baselines.subspace import SubspaceAD
@@ -30,6 +30,7 @@ from inctrl_lite.baselines.windows import (
 from inctrl_lite.data.category import Item
 from inctrl_lite.encoder import Encoder
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.losses import focal_loss
 from inctrl_lite.model import InCTRL
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.prompts import text_prototypes
@@ -266,6 +267,46 @@ def test_an_untrained_head_keeps_its_initial_weights_and_a_trained_one_does_not(
     for name, value in untrained.model.state_dict().items():
         assert torch.equal(value, initial[name])
         assert value.numel() < 2 or not torch.equal(value, trained.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("head", "terms", "logits", "losses"),
+    [("paper", None, True, 2), ("own", None, False, 2), ("own", ("patch",), False, 1)],
+)
+def test_heads_learn_from_batches_that_are_half_normal_with_their_own_loss(
+    head, terms, logits, losses, auxiliary, monkeypatch
+):
+    seen = []
+
+    def noted(scores, labels, **settings):
+        seen.append((labels, settings))
+        return focal_loss(scores, labels, **settings)
+
+    monkeypatch.setattr("inctrl_lite.baselines.inctrl.focal_loss", noted)
+    method = InCTRLMethod(head, terms).train(auxiliary)
+    assert not method.model.training and len(seen) == losses * auxiliary.steps
+    for labels, settings in seen:
+        assert len(labels) == BATCH_SIZE and labels.mean() == 0.5 and settings == {"double_sigmoid": logits}
+
+
+def test_a_seed_draws_initial_weights_and_batches(auxiliary):
+    def weights(model: InCTRL) -> torch.Tensor:
+        return model.head.image.layer1.weight
+
+    one, other = (weights(InCTRLMethod(learn=False).train(auxiliary, seed).model) for seed in (0, 1))
+    assert not torch.equal(one, other)
+    models = [InCTRLMethod(learn=False).train(auxiliary).model for _ in range(3)]  # begin alike
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        train_on_table(model, load_table(auxiliary), steps=2, seed=seed)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert not torch.equal(weights(models[0]), weights(models[2]))
+
+
+def test_fewer_batches_are_another_table_of_episodes(auxiliary):
+    from dataclasses import replace
+
+    tables = [load_table(replace(auxiliary, batches=batches)) for batches in (2, 1)]
+    assert [len(table.labels) for table in tables] == [2 * BATCH_SIZE, BATCH_SIZE]
 
 
 def test_a_damaged_table_of_episodes_is_made_again(auxiliary):

@@ -7,15 +7,24 @@ import layouts
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from conftest import draw_category
 from typer.testing import CliRunner
 
 from inctrl_lite import benchmark, benchmark_report
-from inctrl_lite.baselines import METHODS, methods_for
+from inctrl_lite.backbones.timm_model import TimmCNN
+from inctrl_lite.baselines import METHODS, Images, methods_for
+from inctrl_lite.baselines.nearest import PatchMax
 from inctrl_lite.benchmark import HEADS, Protocol, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, STORY, method_scores, summarise_cells
+from inctrl_lite.data.category import Item
+from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.files import read_checked
 from inctrl_lite.metrics import auroc
+from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.store import FeatureStore
 
 FIGURES = benchmark_report.figures
 
@@ -200,12 +209,53 @@ def test_names_that_differ_in_spaces_have_files_of_their_own():
     assert len(set(names)) == 4 and names[-1] == "bottle" and not any("/" in name for name in names)
 
 
+@pytest.mark.parametrize("chunk", [256, 5])
+def test_a_cell_holds_the_scores_and_the_pixel_metrics_of_all_test_images(chunk, tmp_path, monkeypatch):
+    """Whatever fits into memory at once, and with a map that is wider than high."""
+    monkeypatch.setattr(benchmark, "CHUNK", chunk)
+    torch.manual_seed(0)
+    cnn = timm.create_model("test_efficientnet", num_classes=0)
+    backbone = TimmCNN(cnn, "wide", preprocessor=Preprocessor((64, 128), "squeeze"))
+    store, category = FeatureStore(backbone, tmp_path), draw_category("nut")
+    cells = [benchmark.Cell(tmp_path / f"{seed}.json", 2, seed) for seed in (0, 1)]
+    benchmark.run_category(category, cells, {"patch max": [PatchMax()]}, backbone, store)
+    for cell in cells:
+        found = json.loads(read_checked(cell.path))
+        answer = found["methods"]["patch max"]
+        normals = Images(draw_support(category, 2, cell.seed), backbone, store)
+        expected = PatchMax().fit(normals, "nut").score(Images(category.test, backbone, store)).scores
+        assert answer["scores"] == [pytest.approx(expected.tolist(), abs=1e-5)]
+        assert found["normals"] == [item.name for item in normals.items]
+        assert ("pixel_auroc" in answer) == (cell.seed == 0)
+    assert json.loads(read_checked(cells[0].path))["methods"]["patch max"]["pixel_auroc"] > 0.9
+
+
+def test_pixel_metrics_need_the_masks_of_all_anomalous_images():
+    mask, preprocessor = np.eye(8, dtype=bool), Preprocessor((8, 8))
+    items = [
+        Item(np.zeros((8, 8, 3), np.uint8), label, "x", mask=mask if label else None) for label in (0, 1)
+    ]
+    maps = np.stack([np.zeros((8, 8)), mask.astype(float)])
+    assert benchmark.map_metrics(maps, items, preprocessor)["pixel_auroc"] == 1
+    assert benchmark.map_metrics(maps, [items[0], replace(items[1], mask=None)], preprocessor) == {}
+    both = np.concatenate([maps, maps[1:]])
+    assert benchmark.map_metrics(both, [*items, replace(items[1], mask=None)], preprocessor) == {}
+
+
+def test_what_the_model_does_not_see_counts_as_the_lowest_score():
+    """A defect outside the crop is missed, and the rest of the picture is not called one."""
+    mask = np.zeros((40, 80), bool)
+    mask[:, 20:60] = True  # all that the crop sees
+    item = Item(np.zeros((40, 80, 3), np.uint8), 1, "x", mask=mask)
+    maps = np.full((1, 4, 4), -3.0)
+    maps[0, :, :3] = -1.0
+    found = benchmark.map_metrics(maps, [item], Preprocessor((40, 40), "crop"))
+    assert found["pixel_auroc"] > 0.85
+
+
 @pytest.mark.parametrize("mode", ["crop", "squeeze", "letterbox"])
 def test_pixel_metrics_follow_the_preprocessor(mode):
     """A map that is bright where the defect lies in the model's input is perfect, however it got there."""
-    from inctrl_lite.data.category import Item
-    from inctrl_lite.preprocess import Preprocessor
-
     preprocessor = Preprocessor((40, 40), mode)
     items, maps = [], []
     for width, height in ((120, 80), (80, 120), (600, 400)):

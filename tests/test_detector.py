@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
 from inctrl_lite.augment import SUPPORT_AUGMENTATIONS
+from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.detector import named_sources
+from inctrl_lite.preprocess import Preprocessor
 
 
 def picture(seed: int, size: int = 40) -> np.ndarray:
@@ -91,6 +94,21 @@ def test_predictions_carry_terms_map_and_verdict(detector, folder):
     assert {"score", "holistic", "patch", "image", "text", "threshold", "anomalous"} <= set(frame.columns)
     assert first.overlay().size == first.image().size == (40, 40)
     assert first.upsampled_map().shape == (40, 40)
+
+
+def test_a_map_that_is_wider_than_high_points_to_the_defect():
+    torch.manual_seed(0)
+    cnn = timm.create_model("test_efficientnet", num_classes=0)
+    backbone = TimmCNN(cnn, "wide", preprocessor=Preprocessor((64, 128), "squeeze"))
+    model = InCTRL(backbone.embed_dim, backbone.num_patches, "prior", stage_widths=backbone.stage_widths)
+    sound = np.full((64, 128, 3), 90, np.uint8)
+    damaged = sound.copy()
+    damaged[4:20, 100:116] = 250
+    detector = AnomalyDetector(model, backbone, "cpu").fit(sound, "plate")
+    found = detector.predict(damaged)[0]
+    assert found.patch_map.shape == (4, 8)
+    row, column = np.unravel_index(found.upsampled_map().argmax(), (64, 128))
+    assert row < 32 and column > 80
 
 
 def test_an_image_exactly_at_the_threshold_is_normal(detector):

@@ -67,3 +67,33 @@ def test_nothing_in_git_names_a_machine_path():
         path = ROOT / file
         if path.suffix in {".py", ".md", ".toml", ".yml", ".ipynb"} and path.exists():
             assert not pattern.search(path.read_text(encoding="utf-8")), file
+
+
+def test_imports_go_one_way():
+    """No module imports, at the top or inside a function, one that imports it; types alone do not count."""
+    import ast
+    from graphlib import TopologicalSorter
+
+    folder = ROOT / "inctrl_lite"
+    names = {}
+    for path in folder.rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        names[name] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        types = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+        tree.body = [node for node in tree.body if node not in types]
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in names]
+        wanted = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        graph[name] = {one if one in names else one.rpartition(".")[0] for one in wanted} - {name}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_checks_of_lessons_are_quick_to_import():
+    """They load torch and pandas; open_clip, timm and scipy.stats wait until they are needed."""
+    code = (
+        "import sys; from inctrl_lite import checks;"
+        "print([m for m in ('open_clip', 'timm', 'scipy.stats', 'sklearn') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -145,6 +145,23 @@ def test_damaged_patches_have_a_larger_prior_than_sound_ones(new, categories, st
     assert (damaged > sound.median()).float().mean() > 0.9
 
 
+def test_the_regression_sees_unit_tokens_of_the_middle_stage(new, categories, store, monkeypatch):
+    seen = []
+
+    def noted(tokens, damaged):
+        seen.append((tokens, damaged))
+        return fit_direction(tokens, damaged)
+
+    monkeypatch.setattr("inctrl_lite.prior.fit_direction", noted)
+    model = train_prior(new(), categories, store)
+    ((tokens, damaged),) = seen
+    assert tokens.shape == (len(damaged), store.backbone.stage_widths[model.head.middle_stage])
+    torch.testing.assert_close(tokens.norm(dim=1), torch.ones(len(tokens)))
+    images = [item for category in categories for item in category.test]
+    assert (~damaged).sum() == PATCHES * len(images)  # every image has sound patches enough
+    assert 0 < damaged.sum() <= PATCHES * sum(item.label for item in images)
+
+
 def test_the_normal_level_is_that_of_one_image_beside_the_next(new, categories, store):
     model = train_prior(new(), categories, store)
     plain = PriorHead(store.backbone.stage_widths, ("patch", "whole"))
@@ -154,7 +171,9 @@ def test_the_normal_level_is_that_of_one_image_beside_the_next(new, categories, 
             query = store.load([one])
             evidence = compare(query, SupportSet.of(store.load([other])))
             prior = model.head.prior_map(query.stages, query.map_grid)
-            raws.append([h.raw_score(evidence.stage_maps, prior, query.map_grid) for h in (model.head, plain)])
+            raws.append(
+                [h.raw_score(evidence.stage_maps, prior, query.map_grid) for h in (model.head, plain)]
+            )
     expected = [torch.cat(kind).mean() for kind in zip(*raws, strict=True)]
     torch.testing.assert_close(model.head.level, torch.stack(expected), atol=1e-4, rtol=0)
     assert expected[0] != expected[1]

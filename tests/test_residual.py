@@ -63,7 +63,7 @@ def test_pieces_give_the_same_maps(monkeypatch, per_query, limit):
 def test_a_map_is_averaged_to_a_coarser_grid_and_interpolated_to_a_finer_one():
     rows = torch.arange(4.0).repeat_interleave(4)[None]  # 4 x 4: every row has its number
     assert resample_map(rows, (4, 4), (2, 2)).tolist() == [[0.5, 0.5, 2.5, 2.5]]
-    assert resample_map(torch.tensor([[3.0, 0.0, 0.0, 1.0]]), (1, 4), (1, 1)).tolist() == [[1.0]]  # of all four
+    assert resample_map(torch.tensor([[3.0, 0.0, 0.0, 1.0]]), (1, 4), (1, 1)).tolist() == [[1.0]]  # mean
     finer = resample_map(torch.tensor([[0.0, 1.0]]), (2, 1), (4, 1))
     assert finer.tolist() == [[0.0, 0.25, 0.75, 1.0]]
     assert resample_map(rows, (4, 4), (4, 4)) is rows

@@ -1,5 +1,6 @@
 """Image towers without words: features as timm has them, patch methods run, the rest is refused clearly."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,10 +10,13 @@ from safetensors.torch import save_file
 
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones.base import region_tokens
+from inctrl_lite.baselines import Auxiliary, Images
+from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.benchmark import Protocol, run_benchmark
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import compare
 from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.store import FeatureStore
 from inctrl_lite.support import SupportSet
 
 PLAIN = "test_vit"
@@ -74,6 +78,17 @@ def test_convolutional_networks_give_stages_of_different_width(name):
     assert evidence.patch_map.max() < 1e-6  # an image compared with itself
 
 
+@pytest.mark.parametrize("name", [PLAIN, *CNNS])
+def test_pictures_are_prepared_as_timm_does_but_not_cut_off(name):
+    from timm.data import create_transform, resolve_data_config
+
+    backbone = load_backbone(f"timm:{name}")
+    settings = resolve_data_config(model=backbone.model) | {"crop_pct": 1.0}
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    assert torch.equal(backbone.preprocessor(picture), create_transform(**settings)(picture))
+
+
 def test_another_image_size_fits_a_cnn_and_not_a_vit():
     backbone = load_backbone("timm:test_efficientnet", image_size=96)
     assert backbone.preprocessor.size == (96, 96) and backbone.arguments["image_size"] == 96
@@ -104,6 +119,25 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
         load_backbone(f"timm:{PLAIN}", str(tmp_path / "bad.safetensors"))
     with pytest.raises(InctrlError, match="brings its own weights"):
         load_backbone("tiny", "laion400m_e32")
+
+
+def test_inctrl_lite_among_the_methods_is_a_model_with_a_learned_prior(tmp_path, small_categories):
+    torch.manual_seed(0)
+    backbone = load_backbone("timm:test_efficientnet")
+    auxiliary = Auxiliary(small_categories, backbone, FeatureStore(backbone, tmp_path))
+    method, other = (InCTRLMethod().train(auxiliary, seed) for seed in (0, 1))
+    category = draw_category("nut")
+    queries = Images(category.test[:3], backbone)
+    for shots in (1, 3):  # a level that was learned, and one of the normal images themselves
+        normals = Images(category.train[:shots], backbone)
+        answer = method.fit(normals, category.name).score(queries)
+        expected = method.model(queries.features, method.model.support(normals.features))
+        torch.testing.assert_close(answer.scores, expected.final)
+        torch.testing.assert_close(answer.maps, expected.patch_map)
+    assert not torch.equal(method.model.head.direction, other.model.head.direction)  # of another seed
+    terms = {"learn": {"learn": False}, "patch": {"terms": ("patch",)}, "all": {}}
+    found = {name: InCTRLMethod(**more).train(auxiliary).model.head.terms for name, more in terms.items()}
+    assert found == {"learn": ("patch", "whole"), "patch": ("patch",), "all": ("patch", "whole", "prior")}
 
 
 def test_the_benchmark_runs_what_needs_no_text(backbone, tmp_path, monkeypatch, small_categories):

@@ -15,7 +15,7 @@ from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evaluation import evaluate, score_items
 from inctrl_lite.model import InCTRL
-from inctrl_lite.runs import CHECKPOINT, HISTORY
+from inctrl_lite.runs import CHECKPOINT, HISTORY, deferred_interrupt, save_checkpoint
 from inctrl_lite.store import FeatureStore
 from inctrl_lite.training import (
     TrainConfig,
@@ -120,12 +120,45 @@ def test_a_changed_run_is_refused_not_mixed(run, small_categories, tmp_path):
     assert len((tmp_path / HISTORY).read_text().splitlines()) == 18
 
 
+def test_other_features_are_another_run(run, small_backbone, small_categories, tmp_path):
+    run(out=tmp_path)
+    exact = FeatureStore(small_backbone, tmp_path / "features", torch.float32)
+    with pytest.raises(InctrlError, match=r"other settings \(features"):
+        train(small_categories, small_backbone, CONFIG, out=tmp_path, store=exact, progress=False)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_may_change(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, kill)
+        with pytest.raises(Killed):
+            run(out=tmp_path)
+    _, history = run(replace(CONFIG, learning_rate=0.01), out=tmp_path)
+    assert len(history) == 10 and history[0]["lr"] == 0.01
+
+
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
     run(out=tmp_path)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InctrlError, match=f"{CHECKPOINT} cannot be read.*resume=False"):
         run(out=tmp_path)
+
+
+class Intruder:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(run, tmp_path):
+    torch.save({"run": {}, "history": [Intruder(tmp_path / "broken-in")]}, tmp_path / CHECKPOINT)
+    with pytest.raises(InctrlError, match=f"{CHECKPOINT} cannot be read"):
+        run(out=tmp_path)
+    assert not (tmp_path / "broken-in").exists()
 
 
 def test_a_checkpoint_of_another_shape_is_named(run, tmp_path):
@@ -185,6 +218,32 @@ def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_checkpoint(run, t
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
+def test_weights_that_are_no_numbers_are_not_written(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(model.parameters())
+    save_checkpoint(tmp_path, {}, model, optimiser, [])
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    model.weight.data[0, 0] = float("inf")
+    with pytest.raises(InctrlError, match="failed after 1 steps: weights are no numbers"):
+        save_checkpoint(tmp_path, {}, model, optimiser, [{"step": 0}])
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_gradient_that_is_no_number_stops_the_training(run, monkeypatch):
+    monkeypatch.setattr(training, "clip_grad_norm_", lambda *_: torch.tensor(float("inf")))
+    with pytest.raises(InctrlError, match="failed at step 0: the loss is [0-9.]+ and .* norm inf"):
+        run()
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    with deferred_interrupt() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_only_the_learned_part_learns(run, small_backbone):
     before = {name: value.clone() for name, value in small_backbone.state_dict().items()}
     start = new_model(small_backbone, CONFIG)
@@ -220,6 +279,50 @@ def test_initial_weights_follow_the_seed_and_leave_the_generator_alone(small_bac
     one = new_model(small_backbone, CONFIG)
     assert torch.equal(torch.rand(3), expected)
     assert_same_model(one, new_model(small_backbone, CONFIG))
+    other = new_model(small_backbone, replace(CONFIG, seed=1))
+    assert not torch.equal(one.head.adapter.down.weight, other.head.adapter.down.weight)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"gamma": 0.0}, {"weight_decay": 0.9}, {"double_sigmoid": True}, {"learning_rate": 0.1}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_changes_what_is_learned(run, setting):
+    one, _ = run(replace(CONFIG, epochs=1))
+    other, _ = run(replace(CONFIG, epochs=1, **setting))
+    assert not torch.equal(one.head.adapter.down.weight, other.head.adapter.down.weight)
+
+
+def test_episodes_are_drawn_as_the_settings_say(run, monkeypatch):
+    asked, sample = [], training.sample_batch
+
+    def noted(categories, step, **kwargs):
+        asked.append((step, kwargs))
+        return sample(categories, step, **kwargs)
+
+    monkeypatch.setattr(training, "sample_batch", noted)
+    run(TrainConfig(head="lite", shots=3, epochs=2, steps_per_epoch=1, batch_size=6, seed=5))
+    assert asked == [(step, {"batch_size": 6, "shots": 3, "seed": 5}) for step in (0, 1)]
+
+
+def test_a_batch_holds_the_features_text_and_label_of_each_episode(small_backbone, small_categories, store):
+    episodes = training.sample_batch(small_categories, 0, batch_size=8, shots=2, seed=0)
+    assert len({e.category.name for e in episodes}) > 1
+    texts = training.prototypes_of(small_categories, small_backbone)
+    query, support, text, labels = training.load_episodes(episodes, store, texts)
+    assert labels.tolist() == [e.query.label for e in episodes]
+    for i, episode in enumerate(episodes):
+        assert torch.equal(text[i], texts[episode.category.name])
+        assert torch.equal(query.global_embedding[i], store.load([episode.query]).global_embedding[0])
+        normals = store.load(episode.support)
+        assert torch.equal(support.global_embedding[i], normals.global_embedding)
+        assert torch.equal(support.stages[0].tokens[i], normals.stages[0].tokens)
+
+
+def test_a_batch_that_is_not_half_normal_is_refused(run):
+    with pytest.raises(InctrlError, match="batch size 7 cannot be shared.*multiple of 2"):
+        run(replace(CONFIG, batch_size=7))
 
 
 def test_training_generalises_to_an_unseen_category(run, small_backbone):

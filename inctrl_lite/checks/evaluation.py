@@ -1,10 +1,18 @@
 """Exercises of notebook 08: evaluation."""
 
+from types import ModuleType
+
 import numpy as np
-from scipy import stats
 
 from inctrl_lite.checks.engine import Exercise
 from inctrl_lite.metrics import auroc as library_auroc
+
+
+def _stats() -> ModuleType:
+    """scipy.stats, which takes long to import: not before it is needed."""
+    from scipy import stats
+
+    return stats
 
 
 def _tied(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +79,7 @@ check_auroc = Exercise(
 def seed_interval(values: np.ndarray, level: float) -> tuple[float, float]:
     """Interval of the mean over draws, by Student's t: mean -/+ t * s / sqrt(n)."""
     n = len(values)
-    factor = stats.t.ppf((1 + level) / 2, n - 1)
+    factor = _stats().t.ppf((1 + level) / 2, n - 1)
     half = factor * np.std(values, ddof=1) / np.sqrt(n)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
@@ -105,13 +113,13 @@ check_seed_interval = Exercise(
         ),
         "With so few draws the deviation itself is uncertain. Use Student's t with n - 1 degrees of "
         "freedom, not the normal distribution.": lambda v, c: _around(
-            v, float(stats.norm.ppf((1 + c) / 2)) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(_stats().norm.ppf((1 + c) / 2)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "n values leave n - 1 degrees of freedom.": lambda v, c: _around(
-            v, float(stats.t.ppf((1 + c) / 2, len(v))) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(_stats().t.ppf((1 + c) / 2, len(v))) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "The two tails share what lies outside: for level 0.95 look up 0.975.": lambda v, c: _around(
-            v, float(stats.t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(_stats().t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "This is the mean plus and minus one deviation, for every level.": lambda v, c: _around(
             v, float(np.std(v, ddof=1))

@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inctrl_lite.checks.engine import Exercise, generator
-from inctrl_lite.tiny.pretrain import contrastive_loss as library_loss
 
 
 def _embeddings(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +40,9 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same_text: Tens
 
 
 def _library(image: Tensor, text: Tensor, scale: Tensor, same_text: Tensor) -> Tensor:
-    return library_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale, same_text)
+    from inctrl_lite.tiny.pretrain import contrastive_loss  # loads open_clip: not before it is needed
+
+    return contrastive_loss(F.normalize(image, dim=-1), F.normalize(text, dim=-1), scale, same_text)
 
 
 def _logits(image, text, scale, same_text, hidden: float = -torch.inf) -> Tensor:

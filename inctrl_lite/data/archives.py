@@ -52,7 +52,7 @@ class _Member(tarfile.TarInfo):
                 f"{os.fsdecode(tape.name or '')} is refused: the name or another fact about a file in it has "
                 f"{self.size:,} bytes. Fetch it again from its home page"
             )
-        return super()._proc_member(tape)  # type: ignore[misc]
+        return super()._proc_member(tape)  # type: ignore[misc]  # private, meant for overriding
 
 
 def is_archive(path: Path) -> bool:

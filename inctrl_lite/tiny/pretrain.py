@@ -455,10 +455,12 @@ class Objective(nn.Module):
     - ranking: the largest patch residual of the negative exceeds that of the positive.
     - state: normal and damaged captions (`state_loss`).
     - residual: patch residuals and the defect's coverage (`residual_loss`).
+    - crowd: the large-batch identity loss, which `Pretraining.step` adds.
 
-    The last three only count triplets whose defect lies inside the crop. The log also has accuracies, with a
-    chance level of 0.5: "patch pairs" (ranking), "odd pairs" and "damaged pairs" (the negative is farther
-    from the anchor than the positive is; other objects, and defects), "referee pairs" (referential).
+    Ranking, state and residual only count triplets whose defect lies inside the crop. The log also
+    has accuracies, with a chance level of 0.5: "patch pairs" (ranking), "odd pairs" and "damaged pairs" (the
+    negative is farther from the anchor than the positive is: other objects, and defects) and "referee pairs"
+    (referential).
     """
 
     def __init__(self) -> None:

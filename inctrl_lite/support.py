@@ -31,13 +31,13 @@ class SupportSet(TensorRecord):
         normal_level: what a head expects of a normal image, in its own units (`Head.normal_level`), or None.
     """
 
-    global_embedding: Float[Tensor, "*batch K D"]
+    global_embedding: Float[Tensor, "... K D"]
     stages: tuple[Stage, ...]
     map_grid: tuple[int, int]
     regions: Stage | None = None
-    normal_maps: Float[Tensor, "*batch K L N"] | None = None
-    normal_statistics: Float[Tensor, "*batch N 2"] | None = None
-    normal_level: Float[Tensor, "*batch 1"] | None = None
+    normal_maps: Float[Tensor, "... K L N"] | None = None
+    normal_statistics: Float[Tensor, "... N 2"] | None = None
+    normal_level: Float[Tensor, "... 1"] | None = None
 
     @property
     def shots(self) -> int:

@@ -55,6 +55,27 @@ def test_one_pass_gives_what_encode_image_and_hooks_give(small_backbone):
     assert not any(len(module._forward_hooks) for module in small_backbone.modules())
 
 
+@torch.no_grad()
+def test_a_window_of_all_patches_is_the_image(small_backbone):
+    images = torch.randn(2, 3, 32, 32)
+    windows = torch.stack([torch.arange(16), torch.arange(16).flip(0)])  # the order in a window means nothing
+    found = small_backbone.encode_windows(images, windows)
+    expected = small_backbone.encode_images(images).global_embedding
+    torch.testing.assert_close(found, expected[:, None].expand(-1, 2, -1), rtol=1e-4, atol=1e-5)
+    part = small_backbone.encode_windows(images, windows[:, :15])
+    assert (part[:, 0] - part[:, 1]).abs().max() > 1e-3  # the last patch is missing, or the first
+
+
+@torch.no_grad()
+def test_a_context_stands_where_its_words_would_stand(small_backbone):
+    encoder, clip = small_backbone.text_encoder, small_backbone.clip
+    tokens = encoder.tokenizer(["a red", "a red bottle"])
+    context = clip.token_embedding(tokens[0, 1:3])  # after the start token
+    found = encoder.encode_with_context(["bottle", "large bottle"], context)
+    expected = encoder.encode(["a red bottle", "a red large bottle"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [8, 16, 64, (32, 48)])
 def test_any_grid(size):
     backbone = wrap(random_clip(image_size=size))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones.base import region_tokens
+from inctrl_lite.backbones.timm_model import TimmViT
 from inctrl_lite.baselines import Auxiliary, Images
 from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.benchmark import Protocol, run_benchmark
@@ -76,6 +77,30 @@ def test_convolutional_networks_give_stages_of_different_width(name):
     evidence = compare(features, SupportSet.of(features))
     assert evidence.stage_maps.shape == (2, 3, backbone.num_patches)
     assert evidence.patch_map.max() < 1e-6  # an image compared with itself
+
+
+def test_register_tokens_are_no_patches():
+    torch.manual_seed(0)
+    backbone = TimmViT(timm.create_model(PLAIN, reg_tokens=4, num_classes=0), "registers", None, None)
+    images = pictures(backbone)
+    features = backbone.encode_images(images)
+    with torch.no_grad():
+        tokens = backbone.model.forward_features(images)
+    assert tokens.shape[1] == 1 + 4 + backbone.num_patches
+    torch.testing.assert_close(features.global_embedding, tokens[:, 0])
+    expected = region_tokens(tokens[:, 5:], backbone.map_grid)
+    torch.testing.assert_close(features.regions.tokens, expected.tokens)
+    assert features.stages[0].tokens.shape[1] == backbone.num_patches
+
+
+@pytest.mark.parametrize("name", [PLAIN, *CNNS])
+def test_features_do_not_depend_on_the_rest_of_the_batch(name):
+    backbone = load_backbone(f"timm:{name}")
+    assert not any(module.training for module in backbone.model.modules())
+    images = pictures(backbone)
+    together, alone = backbone.encode_images(images), backbone.encode_images(images[:1])
+    for one, other in zip(together[:1].tensors(), alone.tensors(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [PLAIN, *CNNS])

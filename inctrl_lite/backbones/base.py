@@ -39,7 +39,7 @@ class Stage(TensorRecord):
         InctrlError: tokens do not fit the grid.
     """
 
-    tokens: Float[Tensor, "*batch N C"]
+    tokens: Float[Tensor, "... N C"]
     grid: tuple[int, int]
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class ImageFeatures(TensorRecord):
             backbone has none.
     """
 
-    global_embedding: Float[Tensor, "*batch D"]
+    global_embedding: Float[Tensor, "... D"]
     stages: tuple[Stage, ...]
     map_grid: tuple[int, int]
     regions: Stage | None = None

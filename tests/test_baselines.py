@@ -1,6 +1,7 @@
 """The competing methods: numbers a person can check, and WinCLIP against the public code's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,13 @@ def test_what_is_remembered_of_one_comparison_is_not_taken_for_another(small_bac
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def test_a_draw_from_a_pool_has_its_own_augmented_copies(real):
+    pool, _, _ = real
+    drawn, alone = pool.take([3, 1]), Images([pool.items[3], pool.items[1]], pool.backbone)
+    for one, other in zip(drawn.augmented_support.tensors(), alone.augmented_support.tensors(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def test_windows_on_disk_are_those_computed(real, tmp_path):
     pool, _, _ = real
     store = FeatureStore(pool.backbone, tmp_path)
@@ -302,27 +310,25 @@ def test_a_seed_draws_initial_weights_and_batches(auxiliary):
     assert not torch.equal(weights(models[0]), weights(models[2]))
 
 
-def test_fewer_batches_are_another_table_of_episodes(auxiliary):
-    from dataclasses import replace
-
+def test_fewer_batches_are_another_table_of_episodes(small_backbone, small_categories, tmp_path):
+    auxiliary = Auxiliary(small_categories, small_backbone, FeatureStore(small_backbone, tmp_path))
     tables = [load_table(replace(auxiliary, batches=batches)) for batches in (2, 1)]
     assert [len(table.labels) for table in tables] == [2 * BATCH_SIZE, BATCH_SIZE]
 
 
-def test_a_damaged_table_of_episodes_is_made_again(auxiliary):
-    expected = load_table(auxiliary)
-    (path,) = (auxiliary.store.root / "episodes").glob("*.safetensors")
+def test_a_damaged_table_of_episodes_is_made_again(auxiliary, tmp_path):
+    own = replace(auxiliary, store=FeatureStore(auxiliary.backbone, tmp_path), remembered={})
+    expected = load_table(own)
+    (path,) = (tmp_path / "episodes").glob("*.safetensors")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(bytes(data))
     with pytest.warns(UserWarning, match=path.name):
-        again = load_table(auxiliary)
+        again = load_table(own)
     assert torch.equal(again.evidence.patch_map, expected.evidence.patch_map)
 
 
 def test_other_labels_are_another_table_of_episodes(auxiliary, small_categories):
-    from dataclasses import replace
-
     load_table(auxiliary)
     before = {path.name for path in (auxiliary.store.root / "episodes").iterdir()}
     first, *rest = small_categories

@@ -12,10 +12,10 @@ import torch
 from conftest import draw_category
 from typer.testing import CliRunner
 
-from inctrl_lite import benchmark, benchmark_report
+from inctrl_lite import benchmark, benchmark_report, load_backbone
 from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.baselines import METHODS, Images, methods_for
-from inctrl_lite.baselines.nearest import PatchMax
+from inctrl_lite.baselines.nearest import GlobalNearest, PatchMax
 from inctrl_lite.benchmark import HEADS, Protocol, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE, STORY, method_scores, summarise_cells
 from inctrl_lite.data.category import Item
@@ -82,6 +82,32 @@ def test_goes_on_where_it_was(run, monkeypatch):
 
 def test_other_settings_are_another_run(run):
     assert run().folder != run(seeds=1).folder
+
+
+def test_other_features_are_another_run(protocol, small_backbone, small_folder, tmp_path, monkeypatch):
+    """The name of the backbone is the same, the blocks that are compared are not."""
+    monkeypatch.setenv("INCTRL_LITE_CACHE", str(tmp_path / "cache"))
+    other = load_backbone(f"local-dir:{small_folder}", taps=(1, 2))
+    nothing = replace(protocol, tests={})
+    backbones = small_backbone, other
+    runs = [run_benchmark(nothing, tmp_path, backbone=one, progress=False) for one in backbones]
+    assert other.name == small_backbone.name and runs[0].folder != runs[1].folder
+
+
+def test_the_contents_of_a_category_are_its_names_labels_and_pictures(tmp_path):
+    category = draw_category("nut")
+    first, *rest = category.test
+    (tmp_path / "a.png").write_bytes(b"1")
+    (tmp_path / "b.png").write_bytes(b"22")
+    items = [
+        first,
+        replace(first, label=1),
+        replace(first, name="another"),
+        replace(first, image=255 - first.image),
+        *(replace(first, image=tmp_path / name) for name in ("a.png", "b.png")),
+    ]
+    found = [benchmark.contents(replace(category, test=(item, *rest))) for item in items]
+    assert len(set(found)) == len(items) and found[0] == benchmark.contents(draw_category("nut"))
 
 
 def test_another_auxiliary_set_is_another_run(run, protocol):
@@ -218,13 +244,16 @@ def test_a_cell_holds_the_scores_and_the_pixel_metrics_of_all_test_images(chunk,
     backbone = TimmCNN(cnn, "wide", preprocessor=Preprocessor((64, 128), "squeeze"))
     store, category = FeatureStore(backbone, tmp_path), draw_category("nut")
     cells = [benchmark.Cell(tmp_path / f"{seed}.json", 2, seed) for seed in (0, 1)]
-    benchmark.run_category(category, cells, {"patch max": [PatchMax()]}, backbone, store)
+    two_heads = {"patch max": [PatchMax(), GlobalNearest()]}
+    benchmark.run_category(category, cells, two_heads, backbone, store)
     for cell in cells:
         found = json.loads(read_checked(cell.path))
         answer = found["methods"]["patch max"]
         normals = Images(draw_support(category, 2, cell.seed), backbone, store)
-        expected = PatchMax().fit(normals, "nut").score(Images(category.test, backbone, store)).scores
-        assert answer["scores"] == [pytest.approx(expected.tolist(), abs=1e-5)]
+        queries = Images(category.test, backbone, store)
+        for scores, method in zip(answer["scores"], two_heads["patch max"], strict=True):
+            expected = method.fit(normals, "nut").score(queries).scores
+            assert scores == pytest.approx(expected.tolist(), abs=1e-5)
         assert found["normals"] == [item.name for item in normals.items]
         assert ("pixel_auroc" in answer) == (cell.seed == 0)
     assert json.loads(read_checked(cells[0].path))["methods"]["patch max"]["pixel_auroc"] > 0.9
@@ -240,6 +269,16 @@ def test_pixel_metrics_need_the_masks_of_all_anomalous_images():
     assert benchmark.map_metrics(maps, [items[0], replace(items[1], mask=None)], preprocessor) == {}
     both = np.concatenate([maps, maps[1:]])
     assert benchmark.map_metrics(both, [*items, replace(items[1], mask=None)], preprocessor) == {}
+
+
+def test_pixels_are_counted_on_pictures_of_a_bounded_size(monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark, "pixel_metrics", lambda *both: seen.append([x.shape for x in both]) or {})
+    mask = np.ones((30, 90), bool)
+    item = Item(np.zeros((30, 90, 3), np.uint8), 1, "x", mask=mask)
+    for pixels in (45, 256):  # smaller pictures stay as they are
+        benchmark.map_metrics(np.ones((1, 4, 4)), [item], Preprocessor((8, 8), "squeeze"), pixels)
+    assert seen == [[(1, 15, 45)] * 2, [(1, 30, 90)] * 2]
 
 
 def test_what_the_model_does_not_see_counts_as_the_lowest_score():

@@ -12,7 +12,10 @@ from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
 from inctrl_lite.augment import SUPPORT_AUGMENTATIONS
 from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.detector import named_sources
+from inctrl_lite.encoder import Encoder
 from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.support import SupportSet
+from inctrl_lite.viz import colour_range
 
 
 def picture(seed: int, size: int = 40) -> np.ndarray:
@@ -109,6 +112,19 @@ def test_a_map_that_is_wider_than_high_points_to_the_defect():
     assert found.patch_map.shape == (4, 8)
     row, column = np.unravel_index(found.upsampled_map().argmax(), (64, 128))
     assert row < 32 and column > 80
+
+
+@pytest.mark.parametrize("head", ["lite", "paper"])
+def test_maps_are_coloured_relative_to_the_normal_images(small_backbone, head):
+    """Also for a head that does not ask how normal images differ."""
+    model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, head)
+    pictures = [picture(i) for i in range(3)]
+    found = AnomalyDetector(model, small_backbone, "cpu").fit(pictures, "bottle").predict(picture(9))[0]
+    encoder = Encoder(small_backbone)
+    images = encoder.prepare([Image.fromarray(p) for p in pictures])
+    copies = encoder.encode_augmented(images) if head == "lite" else None
+    support = SupportSet.of(encoder.encode(images), copies)
+    assert found.limits == pytest.approx(colour_range(support.normal_statistics), abs=1e-6)
 
 
 def test_an_image_exactly_at_the_threshold_is_normal(detector):

@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from reference import lite_scores, paper_scores, prior_scores
+from safetensors.torch import save_file
 
 from inctrl_lite import InCTRL, InctrlError, residual
 from inctrl_lite.augment import MAX_SUPPORT_PICTURES
@@ -253,6 +254,8 @@ def test_a_score_is_made_of_the_chosen_terms_and_no_others(head, terms, text):
     chosen = InCTRL(D, N, head, terms=terms).double().eval().head
     evidence = compare(features(B, 2), SupportSet.of(features(K, 3)), text)
     before = chosen(evidence).final
+    if terms == ("text",):  # no patch and no image beside which the holistic score would be averaged
+        assert torch.equal(before, chosen(evidence).holistic)
     for term, change in CHANGES.items():
         same = torch.isclose(chosen(change(evidence)).final, before, atol=1e-12, rtol=0)
         assert not same.any() if term in terms else same.all(), term
@@ -387,10 +390,15 @@ def test_a_damaged_model_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(InctrlError, match=str(tmp_path)):
         InCTRL.from_pretrained(tmp_path)
-    model.head.holistic.layer1.weight.data[0, 0] = float("nan")
-    model.save_pretrained(tmp_path)
-    with pytest.raises(InctrlError, match="damaged: head.holistic.layer1.weight holds NaN"):
+    tensors = dict(list(model.state_dict().items())[1:])
+    save_file(tensors, tmp_path / "model.safetensors")  # one is missing
+    with pytest.raises(InctrlError, match="cannot be loaded.*state_dict"):
         InCTRL.from_pretrained(tmp_path)
+    for wrong in ("nan", "inf"):
+        model.head.holistic.layer1.weight.data[0, 0] = float(wrong)
+        model.save_pretrained(tmp_path)
+        with pytest.raises(InctrlError, match="damaged: head.holistic.layer1.weight holds NaN"):
+            InCTRL.from_pretrained(tmp_path)
 
 
 def test_no_network_for_a_hub_id_says_what_to_do(monkeypatch):

@@ -214,6 +214,8 @@ def test_a_learned_prior_is_written_and_a_detector_reads_it(backbone, categories
     assert set(predictions[0].terms) == {"patch", "whole", "prior"}
     normal, anomalous = (predictions.scores[np.equal(unseen.labels, label)] for label in (0, 1))
     assert normal.max() < anomalous.min()
+    larger = AnomalyDetector.from_pretrained(tmp_path / "model", image_size=224, device="cpu")
+    assert larger.backbone.preprocessor.size == (224, 224) != detector.backbone.preprocessor.size
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(backbone, categories, tmp_path):

@@ -115,7 +115,7 @@ def test_a_query_of_the_support_set_is_kept_out_of_the_metrics(detector, normals
         result = score_folder(labelled / "good", labelled, tmp_path / "out", shots=2, model=detector)
     assert (result.metrics["normal"], result.metrics["anomalous"]) == (2, 4)
     assert sum(p.in_support for p in result.predictions) == 2
-    assert "is a normal image" in (tmp_path / "out" / "report.html").read_text()
+    assert "is in the support set" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_every_image_has_its_heat_map_whatever_it_is_called(detector, normals, tmp_path):

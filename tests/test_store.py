@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from inctrl_lite import load_backbone
-from inctrl_lite.augment import SUPPORT_AUGMENTATIONS
+from inctrl_lite.augment import SUPPORT_AUGMENTATIONS, augment_support
 from inctrl_lite.data.category import Item
 from inctrl_lite.encoder import Encoder
 from inctrl_lite.environment import code_version
@@ -67,6 +67,15 @@ def test_stored_copies_are_the_backbones_and_lie_apart(store, items, encoder):
     alone = encoder.encode_items(items).stages[0].tokens[:, None]
     assert (found.stages[0].tokens - alone).abs().amax((2, 3)).min() > 0.01  # each is another picture
     assert store.augmented.path(items[0]) != store.path(items[0])
+
+
+@pytest.mark.parametrize("count", [7, 2])
+def test_copies_belong_to_their_image_and_are_the_first_ones(items, encoder, count):
+    images = encoder.read(items[:3])
+    found = encoder.encode_augmented(images, count)
+    for i in range(3):
+        copies = augment_support(images[i : i + 1], encoder.backbone.map_grid, count)[0]
+        assert_close(found[i], encoder.encode(copies), 1e-5)
 
 
 def test_packing_keeps_every_tensor_in_its_place(small_backbone, items, encoder):

@@ -266,6 +266,11 @@ def test_one_batch_is_learned_by_heart(run, monkeypatch, head, floor, reached):
     assert floor < history[-1]["loss"] < reached < history[0]["loss"]
 
 
+def test_the_folder_of_a_run_holds_the_model(run, tmp_path):
+    model, _ = run(out=tmp_path)
+    assert_same_model(InCTRL.from_pretrained(tmp_path), model)
+
+
 def test_history_can_be_read(run, tmp_path):
     _, history = run(out=tmp_path)
     assert [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()] == history

@@ -116,7 +116,7 @@ class InCTRL(
         except InctrlError:
             raise
         except Exception as error:  # the Hub's client, JSON and safetensors raise of many kinds
-            cause = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             where = "" if folder.is_dir() else ". Without a network, fetch it elsewhere and give its folder"
             raise InctrlError(f"the model {name!r} cannot be loaded ({cause}){where}") from error
         for key, tensor in model.state_dict().items():

@@ -230,6 +230,6 @@ def load_checkpoint(
         optimiser.load_state_dict(state["optimiser"])
     except Exception as error:  # missing entries, other shapes
         raise InctrlError(
-            f"{path} does not fit this model ({str(error).splitlines()[0][:200]}). {advice}"
+            f"{path} does not fit this model ({' '.join(str(error).split())[:200]}). {advice}"
         ) from error
     return history

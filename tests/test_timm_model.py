@@ -50,6 +50,16 @@ def test_features_are_timms(backbone):
     torch.testing.assert_close(features.regions.tokens, expected.tokens)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])  # class token, none, attention pooling
+def test_the_global_embedding_is_what_the_network_gives_its_classifier(name):
+    torch.manual_seed(0)
+    backbone = load_backbone(f"timm:{name}")
+    images = pictures(backbone)
+    with torch.no_grad():
+        expected = backbone.model(images)
+    torch.testing.assert_close(backbone.encode_images(images).global_embedding, expected)
+
+
 def test_text_is_asked_for_and_refused_where_there_is_none(backbone):
     assert not backbone.has_text_encoder and backbone.text_encoder is None and not backbone.provides
     with pytest.raises(InctrlError, match="no text encoder: choose a CLIP"):

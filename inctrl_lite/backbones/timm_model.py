@@ -26,7 +26,8 @@ from inctrl_lite.preprocess import Preprocessor
 class TimmViT(Backbone):
     """A frozen Vision Transformer of timm (DINOv2, DINOv3, ...), at the image size that it was trained at.
 
-    The global embedding is the class token after the final norm (D = C); stages are residual-stream outputs.
+    The global embedding is what the network gives its classifier (D = C): the class token after the final norm,
+    or the pooled patch tokens of a network without one. Stages are residual-stream outputs.
 
     Attributes:
         taps: blocks whose patch tokens are the stages, counted from 1.
@@ -59,7 +60,8 @@ class TimmViT(Backbone):
         )
         regions = region_tokens(tokens[:, self.model.num_prefix_tokens :], self.map_grid)
         stages = tuple(Stage(one, self.map_grid) for one in tapped)
-        return ImageFeatures(tokens[:, 0], stages, self.map_grid, regions)
+        embedding = self.model.forward_head(tokens, pre_logits=True)
+        return ImageFeatures(embedding, stages, self.map_grid, regions)
 
 
 class TimmCNN(Backbone):

@@ -50,7 +50,7 @@ def test_features_are_timms(backbone):
     torch.testing.assert_close(features.regions.tokens, expected.tokens)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])  # class token, none, attention pooling
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])  # class token; means; attention
 def test_the_global_embedding_is_what_the_network_gives_its_classifier(name):
     torch.manual_seed(0)
     backbone = load_backbone(f"timm:{name}")

@@ -26,8 +26,8 @@ from inctrl_lite.preprocess import Preprocessor
 class TimmViT(Backbone):
     """A frozen Vision Transformer of timm (DINOv2, DINOv3, ...), at the image size that it was trained at.
 
-    The global embedding is what the network gives its classifier (D = C): the class token after the final norm,
-    or the pooled patch tokens of a network without one. Stages are residual-stream outputs.
+    The global embedding is what the network gives its classifier (D = C): the class token after the final
+    norm, or the pooled patch tokens of a network without one. Stages are residual-stream outputs.
 
     Attributes:
         taps: blocks whose patch tokens are the stages, counted from 1.

@@ -92,8 +92,10 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     mean = summary[summary["dataset"] == MEAN].set_index(["method", "shots"])
     shots = sorted(summary["shots"].unique().tolist())
     mine, plain, raw = (mean.loc[(method, 4)] for method in (MINE, "patch max", "raw pixels"))
-    clear = [str(k) for k in shots if mean.loc[(MINE, k)].trained_low > 0]
-    sure = f"the interval lies above 0 at K = {', '.join(clear)}" if clear else "no interval lies above 0"
+    above = [str(k) for k in shots if mean.loc[(MINE, k)].trained_low > 0]
+    below = [str(k) for k in shots if mean.loc[(MINE, k)].trained_high < 0]
+    sure = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
+    sure += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
     added = ", ".join(f"{100 * mean.loc[(MINE, k)].trained:+.1f}" for k in shots)
     words = {"better": "better than", "worse": "worse than"}
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
@@ -106,8 +108,8 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
-        f"Training its prior on drawings adds {added} points of AUROC at K = "
-        f"{', '.join(map(str, shots))}; {sure}.",
+        f"Against the same head without its prior, training on drawings changes AUROC by {added} points at K = "
+        f"{', '.join(map(str, shots))}: {sure}.",
     ]
 
 

@@ -108,8 +108,8 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
-        f"Against the same head without its prior, training on drawings changes AUROC by {added} points at K = "
-        f"{', '.join(map(str, shots))}: {sure}.",
+        f"Against the same head without its prior, training on drawings changes AUROC by {added} points at "
+        f"K = {', '.join(map(str, shots))}: {sure}.",
     ]
 
 

@@ -3,8 +3,8 @@
 A network without a text encoder has no sentences "damaged ..." and "flawless ...". In their place stands a
 learned direction: a linear score of a patch, "damaged or not", that was trained once on the auxiliary set and
 never sees a normal image of the category. It is linear and strongly regularised on purpose, to take
-little from drawings that photographs do not share. Whether that is little enough is measured in the model card
-of the photo detector.
+little from drawings that photographs do not share. Whether that is little enough, the model card of the photo
+detector measures.
 """
 
 from __future__ import annotations

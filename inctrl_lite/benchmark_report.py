@@ -429,7 +429,7 @@ def gains(summary: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(datasets)), datasets)
     ax.invert_yaxis()
     ax.set_xlabel(f"AUROC: {MINE} minus the best training-free method there (95 % interval)")
-    ax.legend(frameon=False, loc="best")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)  # clear of every bar
     return figure
 
 

@@ -56,19 +56,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         InctrlError: the folder cannot be made or written, or the disk is full; nothing is left behind, and an
             older file at `path` is as it was.
     """
-    path = Path(path)
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans_once(path.parent.absolute(), os.getpid())
+    with _in_place(Path(path)) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -83,18 +73,27 @@ def fill_folder(path: str | Path, fill: Callable[[Path], object]) -> Path:
     Raises:
         InctrlError: the folder cannot be made or written, or the disk is full; nothing is left behind.
     """
-    path = Path(path)
+    with _in_place(Path(path)) as temporary:
+        temporary.mkdir()
+        fill(temporary)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write a file or a folder to; it becomes `path`, or it is removed."""
     temporary = _temporary(path)
     try:
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_orphans_once(path.parent.absolute(), os.getpid())
-        fill(temporary)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return path
+        shutil.rmtree(temporary, ignore_errors=True)  # does nothing to a file
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: OSError) -> InctrlError:

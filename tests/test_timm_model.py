@@ -106,7 +106,7 @@ def test_register_tokens_are_no_patches():
 @pytest.mark.parametrize("name", [PLAIN, *CNNS])
 def test_features_do_not_depend_on_the_rest_of_the_batch(name):
     backbone = load_backbone(f"timm:{name}")
-    assert not any(module.training for module in backbone.model.modules())
+    assert not any(module.training for module in backbone.modules())
     images = pictures(backbone)
     together, alone = backbone.encode_images(images), backbone.encode_images(images[:1])
     for one, other in zip(together[:1].tensors(), alone.tensors(), strict=True):

@@ -127,6 +127,10 @@ class Backbone(nn.Module, ABC):
     stage_widths: tuple[int, ...]
     text_encoder: TextEncoder | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False  # PyTorch's modules start in training mode
+
     @abstractmethod
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
         """Features of images that `preprocessor` has prepared, in one pass."""

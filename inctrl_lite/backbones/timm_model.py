@@ -23,7 +23,18 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.preprocess import Preprocessor
 
 
-class TimmViT(Backbone):
+class TimmBackbone(Backbone):
+    """What all networks of timm share."""
+
+    model: Any  # timm's classes are told apart by what they have
+
+    @property
+    def visual(self) -> nn.Module:
+        module: nn.Module = self.model
+        return module
+
+
+class TimmViT(TimmBackbone):
     """A frozen Vision Transformer of timm (DINOv2, DINOv3, ...), at the image size that it was trained at.
 
     The global embedding is what the network gives its classifier (D = C): the class token after the final
@@ -32,8 +43,6 @@ class TimmViT(Backbone):
     Attributes:
         taps: blocks whose patch tokens are the stages, counted from 1.
     """
-
-    model: Any  # timm's classes are told apart by what they have
 
     def __init__(self, model: Any, name: str, pretrained: str | None, taps: Sequence[int] | None):
         super().__init__()
@@ -48,11 +57,6 @@ class TimmViT(Backbone):
     def arguments(self) -> dict[str, Any]:
         return {"name": self.name, "pretrained": self.pretrained, "taps": list(self.taps)}
 
-    @property
-    def visual(self) -> nn.Module:
-        module: nn.Module = self.model
-        return module
-
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:
         tokens, tapped = self.model.forward_intermediates(
@@ -64,7 +68,7 @@ class TimmViT(Backbone):
         return ImageFeatures(embedding, stages, self.map_grid, regions)
 
 
-class TimmCNN(Backbone):
+class TimmCNN(TimmBackbone):
     """A frozen convolutional network of timm (EfficientNet, ConvNeXt, ResNet, ...); any input size fits.
 
     The global embedding is the pooled output of the network without its classifier. The last three stages are
@@ -74,8 +78,6 @@ class TimmCNN(Backbone):
     Attributes:
         taps: stages that are compared, counted from 1 as `forward_intermediates` numbers them.
     """
-
-    model: Any
 
     def __init__(
         self,
@@ -103,11 +105,6 @@ class TimmCNN(Backbone):
     def arguments(self) -> dict[str, Any]:
         found = {"name": self.name, "pretrained": self.pretrained, "taps": list(self.taps)}
         return found | ({} if self.image_size is None else {"image_size": self.image_size})
-
-    @property
-    def visual(self) -> nn.Module:
-        module: nn.Module = self.model
-        return module
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "B 3 H W"]) -> ImageFeatures:

@@ -266,9 +266,32 @@ def train_methods(
     auxiliary.store.encode(items[rank::size], progress=auxiliary.progress)
     wait()
     return {
-        name: [entry.make().train(auxiliary, seed) for seed in range(HEADS if entry.kind.is_trained else 1)]
+        name: [_trained(entry, auxiliary, seed) for seed in range(HEADS if entry.kind.is_trained else 1)]
         for name, entry in entries.items()
     }
+
+
+def _trained(entry: Entry, auxiliary: Auxiliary, seed: int) -> Method:
+    """A method after its training, or one that answers every question with the error it met in training."""
+    try:
+        return entry.make().train(auxiliary, seed)
+    except Exception as error:  # a method that fails must not take the others along
+        return _Untrainable(error)
+
+
+class _Untrainable(Method):
+    """Stands for a method whose training failed, so that each of its cells names the cause."""
+
+    source = "no source"
+
+    def __init__(self, cause: Exception):
+        self.cause = cause
+
+    def _fit(self, normals: Images, category: str) -> None:
+        raise self.cause
+
+    def _score(self, queries: Images) -> Answer:
+        raise self.cause
 
 
 def measure_cost(

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from inctrl_lite.data.category import Category
     from inctrl_lite.detector import AnomalyDetector
 
-STUB = "raise NotImplementedError"  # stands in a notebook where an exercise waits for an answer
+# The line that an exercise in a notebook holds until the student replaces it. `solve` puts the answer key in
+# its place.
+UNANSWERED = "raise NotImplementedError"
 FULL, DATA, MODEL = "INCTRL_LITE_FULL", "INCTRL_LITE_DATA", "INCTRL_LITE_MODEL"
 
 # Procedural world -> the real data set that replaces it in full mode.
@@ -158,19 +160,19 @@ def solve(notebooks: str | Path, out: str | Path) -> list[Path]:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
-            if cell["cell_type"] == "code" and STUB in source:
+            if cell["cell_type"] == "code" and UNANSWERED in source:
                 cell["source"] = _solved(source, known, path).splitlines(keepends=True)
         written.append(write_text(Path(out) / path.name, json.dumps(notebook, indent=1) + "\n"))
     return written
 
 
 def _solved(source: str, known: dict[str, Any], path: Path) -> str:
-    """A cell with its stubs replaced by answer keys; imports and other lines stay."""
+    """A cell with its unanswered exercises replaced by answer keys; imports and other lines stay."""
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
-        if STUB not in "\n".join(lines[node.lineno - 1 : node.end_lineno]):
+        if UNANSWERED not in "\n".join(lines[node.lineno - 1 : node.end_lineno]):
             continue
         if node.name not in known:
             raise InctrlError(f"{path}: no answer key for {node.name!r}")

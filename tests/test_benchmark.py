@@ -144,6 +144,17 @@ def test_a_failing_method_is_named_and_the_others_go_on(run, monkeypatch):
     assert set(STORY) <= set(result.cells["method"])
 
 
+def test_a_method_that_cannot_be_trained_is_named_and_the_others_go_on(run, monkeypatch):
+    def fail(self, auxiliary, seed):
+        raise InctrlError("no masks to learn from")
+
+    monkeypatch.setattr(METHODS["InCTRL (paper's head)"].kind, "_train", fail)
+    result = run()
+    assert any("one/nut, InCTRL (paper's head): no masks to learn from" in line for line in result.failed)
+    assert "InCTRL (paper's head)" not in set(result.cells["method"])
+    assert "patch max" in set(result.cells["method"])
+
+
 def test_an_unreadable_image_fails_its_category_alone(run, protocol, tmp_path):
     broken = draw_category("screw")
     (tmp_path / "half.png").write_bytes(b"\x89PNG")

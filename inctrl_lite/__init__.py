@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
-    from inctrl_lite.detector import AnomalyDetector, Prediction, Predictions
+    from inctrl_lite.detector import AnomalyDetector
     from inctrl_lite.errors import InctrlError
     from inctrl_lite.evidence import Evidence, Scores
     from inctrl_lite.model import InCTRL
+    from inctrl_lite.prediction import Prediction, Predictions
     from inctrl_lite.support import SupportSet
 
 # Names are imported when they are first used: torch and open_clip take seconds, `import inctrl_lite` none.
@@ -30,8 +31,8 @@ _HOME = {
     "ImageFeatures": "backbones",
     "InCTRL": "model",
     "InctrlError": "errors",
-    "Prediction": "detector",
-    "Predictions": "detector",
+    "Prediction": "prediction",
+    "Predictions": "prediction",
     "Scores": "evidence",
     "SupportSet": "support",
     "load_backbone": "backbones",

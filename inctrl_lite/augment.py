@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +30,27 @@ SUPPORT_AUGMENTATIONS = (
 # A query is compared with at most so many pictures (normal images and augmented copies), so that scoring
 # takes no longer with many normal images than with four.
 MAX_SUPPORT_PICTURES = 32
+
+# Rotated copies, for parts that may lie in any direction: 11 of each normal image, and fewer where that makes
+# more pictures than this.
+MOST_ROTATIONS, MAX_ROTATED_PICTURES = 11, 256
+
+
+def rotated_copies(picture: Image.Image, shots: int) -> list[Image.Image]:
+    """A picture rotated about its centre by equal steps; corners get the mean colour of its border.
+
+    Args:
+        picture: RGB.
+        shots: K; with many normal images, each has fewer copies, but at least three.
+    """
+    count = max(3, min(MOST_ROTATIONS, MAX_ROTATED_PICTURES // shots))
+    pixels = np.asarray(picture.convert("RGB"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = border.mean(0).round().astype(int).tolist()
+    return [
+        picture.rotate(360 * i / (count + 1), Image.Resampling.BICUBIC, fillcolor=(red, green, blue))
+        for i in range(1, count + 1)
+    ]
 
 
 def augmentation_count(shots: int) -> int:

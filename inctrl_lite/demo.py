@@ -16,9 +16,10 @@ from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image
 from inctrl_lite.data.photographs import load_photographs
 from inctrl_lite.data.worlds import EVALUATION, WORLDS, load_world
-from inctrl_lite.detector import AnomalyDetector, Prediction
+from inctrl_lite.detector import AnomalyDetector
 from inctrl_lite.files import check_writable, write_text
 from inctrl_lite.metrics import auroc, average_precision
+from inctrl_lite.prediction import Prediction
 from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
 
 METHODS = {"InCTRL-lite": "score", "patch max": "patch"}  # name -> what ranks the images

@@ -10,12 +10,10 @@ Three calls::
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,24 +22,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inctrl_lite.augment import augmentation_count
 from inctrl_lite.backbones import Backbone, ImageFeatures, load_backbone
 from inctrl_lite.checkpoint import check_fits
-from inctrl_lite.data.images import find_images, load_image
+from inctrl_lite.data.images import find_images
 from inctrl_lite.device import pick_device
-from inctrl_lite.encoder import BATCH_SIZE, Encoder, batched, in_threads
+from inctrl_lite.encoder import BATCH_SIZE, Encoder, batched
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Scores
+from inctrl_lite.fitted import FittedCategory, fit_category, read_all
 from inctrl_lite.model import InCTRL
-from inctrl_lite.preprocess import Preprocessor
-from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.support import SupportSet
-from inctrl_lite.viz import colour_range, overlay, score_figure
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
+from inctrl_lite.prediction import Prediction, Predictions
 
 DEFAULT = "photo"
 # Trained detectors that come with the package.
@@ -49,121 +39,6 @@ DETECTORS: dict[str, Path] = {
     "photo": Path(__file__).parent / "photo" / "detector",
     "tiny": Path(__file__).parent / "tiny" / "detector",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the detector says of one image.
-
-    Attributes:
-        source: the image as it was given: a path, picture, array or tensor.
-        name: path relative to the folder it was found in, or its position in the input ("image 3").
-        category: what normal meant.
-        score: anomaly score in [0, 1], larger is more anomalous. Not a probability: compare it with a
-            threshold of the same category.
-        terms: what the score was made of, by name, each in [0, 1]: "patch", and what else the model has.
-        patch_map: patch residuals in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image.
-            The model is not trained to outline defects; read it as a hint.
-        preprocessor: how the map lies in the picture.
-        limits: residuals that are drawn darkest and brightest (see `viz.colour_range`).
-        threshold: of the category, or None.
-        in_support: the same pixels are in the support set, so its score means nothing.
-    """
-
-    source: Any
-    name: str
-    category: str
-    score: float
-    terms: dict[str, float]
-    patch_map: Float[np.ndarray, "h w"]
-    preprocessor: Preprocessor
-    limits: tuple[float, float]
-    threshold: float | None = None
-    in_support: bool = False
-
-    @property
-    def is_anomalous(self) -> bool | None:
-        """Whether the score is above the threshold; None without one."""
-        return None if self.threshold is None else self.score > self.threshold
-
-    def image(self) -> Image:
-        """The picture (read again from its file)."""
-        return load_image(self.source)
-
-    def upsampled_map(self) -> Float[np.ndarray, "H W"]:
-        """The patch map at the size of the picture; NaN in the part that the backbone does not see."""
-        return self.preprocessor.to_picture(self.patch_map, self.image().size)
-
-    def overlay(self) -> Image:
-        """The picture with the residual map over it, at most `viz.MAX_DRAWN` pixels wide or high."""
-        return overlay(self.image(), self.patch_map, self.limits, self.preprocessor)
-
-    def figure(self) -> Figure:
-        """Picture, residual map and overlay side by side."""
-        return score_figure(
-            self.image(),
-            self.patch_map,
-            self.score,
-            title=self.name,
-            limits=self.limits,
-            preprocessor=self.preprocessor,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but picture and map, ready for a table row or JSON."""
-        return {
-            "name": self.name,
-            "category": self.category,
-            "score": self.score,
-            **self.terms,
-            "threshold": self.threshold,
-            "anomalous": self.is_anomalous,
-            "in_support": self.in_support,
-        }
-
-
-class Predictions(list[Prediction]):
-    """A list of predictions; `skipped` names the files that could not be read, with the reason."""
-
-    def __init__(self, predictions: Iterable[Prediction] = (), skipped: Sequence[tuple[str, str]] = ()):
-        super().__init__(predictions)
-        self.skipped = list(skipped)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row an image: name, category, score, its terms, threshold, verdict."""
-        import pandas as pd
-
-        return pd.DataFrame([prediction.to_dict() for prediction in self])
-
-    @property
-    def scores(self) -> Float[np.ndarray, " B"]:
-        """The scores, in order."""
-        return np.array([prediction.score for prediction in self])
-
-
-@dataclass(eq=False)
-class FittedCategory:
-    """What `fit` keeps of a category: everything frozen, computed once.
-
-    Attributes:
-        support: the K encoded normal images.
-        text: text prototypes [2, D], or None for a model without text.
-        threshold: score above which an image is called anomalous, or None.
-        threshold_source: how the threshold came about, in words.
-        names: the normal images' names.
-        fingerprints: digests of their pixels.
-    """
-
-    support: SupportSet
-    text: Tensor | None
-    threshold: float | None
-    threshold_source: str
-    names: list[str]
-    fingerprints: frozenset[bytes] = field(repr=False)
-
-    @property
-    def shots(self) -> int:
-        return self.support.shots
 
 
 class AnomalyDetector:
@@ -235,24 +110,45 @@ class AnomalyDetector:
 
     # --- the support set -----------------------------------------------------------------------------
 
-    def fit(self, normals: Any, category: str = "object", batch_size: int = BATCH_SIZE) -> AnomalyDetector:
+    def fit(
+        self,
+        normals: Any,
+        category: str = "object",
+        batch_size: int = BATCH_SIZE,
+        *,
+        region: Any = None,
+        tiles: int | str | None = None,
+        any_rotation: bool = False,
+        keep_aspect: bool = False,
+        bits: int | None = None,
+        skipped: list[tuple[str, str]] | None = None,
+    ) -> AnomalyDetector:
         """Take in what normal looks like: encodes K normal images and the category's name. No training.
 
-        With the InCTRL-lite head, augmented copies of the normal images belong to the support set
+        With a head that asks for it, augmented copies of the normal images belong to the support set
         (`augment.SUPPORT_AUGMENTATIONS`), so that a small shift or rotation is no anomaly.
 
         The first threshold comes from the normal images themselves: each is scored against the other K - 1,
-        and the largest score is taken. That is a weak guess for K < 4, and there is none for K = 1;
-        `calibrate` with labelled images gives a better one.
+        and the largest score is taken. Expect about one false alarm in K + 1 normal images. There is none
+        for K = 1. `calibrate` gives a better one.
 
         Args:
             normals: a folder, or paths, PIL images, arrays or tensors: one or several.
             category: what the images show, in words ("metal nut"); the text prior uses it. Fitting a category
                 again replaces it.
             batch_size: images encoded at a time.
+            region: what counts in a picture, the same place in every one: a mask file or array (what is not
+                black counts) or a box (left, top, right, bottom) in pixels. None: all of it.
+            tiles: for small defects in large pictures: the side in pixels of overlapping tiles, each of
+                which is scored by itself; "auto" chooses it; None: the whole picture at once.
+            any_rotation: the parts may lie in any direction: rotated copies belong to the support set.
+            keep_aspect: pictures keep their aspect ratio; for backbones that take any size ("photo").
+            bits: how many bits grey values really have (see `load_image`).
+            skipped: a list that receives (name, reason) of unreadable files; None: they raise.
 
         Raises:
-            InctrlError: no image, one that cannot be read (named), or a category that is no name.
+            InctrlError: no image, one that cannot be read (named), a category that is no name, or options
+                that do not go together.
         """
         if not isinstance(category, str) or not category.strip():
             raise InctrlError(
@@ -261,72 +157,114 @@ class AnomalyDetector:
         sources = list(named_sources(normals))
         if not sources:
             raise InctrlError("no normal images: fit needs one or more")
-        encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
-        # as many copies as the others have when one normal image is compared with them
-        count = augmentation_count(max(1, len(sources) - 1)) if self.model.head.augments_support else 0
-        parts, copies, fingerprints = [], [], []
-        for batch in batched(sources, batch_size):
-            pictures = in_threads(load_image, [source for _, source in batch])
-            fingerprints += [fingerprint(picture) for picture in pictures]
-            images = encoder.prepare(pictures)
-            parts.append(encoder.encode(images))
-            if count:
-                copies.append(encoder.encode_augmented(images, count))
-        if len(set(fingerprints)) < len(fingerprints):
-            warnings.warn(
-                f"{category}: some normal images are the same picture, which adds nothing", stacklevel=2
+        multiple = self.backbone.input_multiple if self.model.head.any_grid else None
+        if keep_aspect and multiple is None:
+            raise InctrlError(
+                f"the backbone {self.backbone.name} with this head takes one input size only, so pictures "
+                "cannot keep their aspect ratio: use 'photo', or leave keep_aspect out"
             )
-        features, augmented = ImageFeatures.cat(parts), ImageFeatures.cat(copies) if copies else None
-        support = self.model.support(features, augmented)
-        if support.normal_statistics is None:  # for the colours of maps
-            support = SupportSet.of(features, augmented)
-        fitted = FittedCategory(
-            support=support,
-            text=text_prototypes(self.backbone, category) if self.model.head.needs_text else None,
-            threshold=None,
-            threshold_source="none: thresholds compare normal images with each other, and there is only one",
-            names=[name for name, _ in sources],
-            fingerprints=frozenset(fingerprints),
+        self.categories[category] = fit_category(
+            self.model,
+            Encoder(self.backbone, _checked_batch_size(batch_size)),
+            category,
+            sources,
+            region=region,
+            tiles=tiles,
+            any_rotation=any_rotation,
+            keep_aspect=multiple if keep_aspect else None,
+            bits=bits,
+            skipped=skipped,
         )
-        if fitted.shots > 1:
-            fitted.threshold = max(self._leave_one_out_scores(features, augmented, fitted.text))
-            fitted.threshold_source = f"largest leave-one-out score of the {fitted.shots} normal images"
-        self.categories[category] = fitted
         return self
 
-    @torch.inference_mode()
-    def _leave_one_out_scores(
-        self, features: ImageFeatures, augmented: ImageFeatures | None, text: Tensor | None
-    ) -> list[float]:
-        """Final score of each normal image against the others."""
-        scores = []
-        for k in range(len(features)):
-            others = torch.arange(len(features)) != k
-            support = self.model.support(features[others], None if augmented is None else augmented[others])
-            scores.append(self.model(features[k : k + 1], support, text).final.item())
-        return scores
+    def calibrate(
+        self,
+        images: Any = None,
+        labels: ArrayLike | None = None,
+        category: str | None = None,
+        *,
+        normals: Any = None,
+        false_alarm_rate: float = 0.05,
+        recall: float | None = None,
+        skipped: list[tuple[str, str]] | None = None,
+    ) -> float:
+        """Set the category's threshold, and return it.
 
-    def calibrate(self, images: Any, labels: ArrayLike, category: str | None = None) -> float:
-        """Set the category's threshold from labelled images: the one with the best F1. Returns it.
+        From more normal images (`normals`): the smallest threshold that promises the false alarm rate, by
+        order statistics (`metrics.conformal_threshold`). They must not be those that were fitted; such are
+        left out. From labelled images: the threshold with the best F1, or the largest one that finds the
+        given share of the anomalous images (`recall`).
 
         Args:
             images: what `predict` takes.
             labels: 0 normal, 1 anomalous, one an image; both must occur.
             category: which fitted category; may be left out when there is one.
+            normals: normal images that were not fitted, in place of `images` and `labels`.
+            false_alarm_rate: wanted share of normal images that are called anomalous, between 0 and 1. With
+                fewer than 1 / rate - 1 images it cannot be promised: a warning says so, and the best
+                reachable threshold is set.
+            recall: wanted share of the anomalous images that are found, above 0 and at most 1.
+            skipped: a list that receives (name, reason) of unreadable files; None: they raise.
 
         Raises:
-            InctrlError: labels and images do not match, or only one class.
+            InctrlError: labels and images do not match, only one class, no normal image that was not fitted,
+                or a rate out of range.
         """
-        from inctrl_lite.metrics import calibrate_threshold
-
         category = self._category(category)
-        predictions, labels = self.predict(images, category), np.atleast_1d(np.asarray(labels))
+        fitted = self.categories[category]
+        if (normals is None) == (images is None):
+            raise InctrlError("calibrate needs either images with labels, or normals: give one of the two")
+        if normals is not None:
+            return self._calibrate_on_normals(normals, category, false_alarm_rate, skipped)
+        from inctrl_lite.metrics import calibrate_threshold, threshold_for_recall
+
+        predictions = self.predict(images, category)
+        labels = np.atleast_1d(np.asarray(labels))
         if len(predictions) != len(labels):
             raise InctrlError(f"{len(labels)} labels for {len(predictions)} images: give one an image")
-        fitted = self.categories[category]
-        fitted.threshold = float(calibrate_threshold(labels, predictions.scores))
-        fitted.threshold_source = f"best F1 on {len(labels)} labelled images"
+        if recall is None:
+            threshold, how = calibrate_threshold(labels, predictions.scores), "best F1"
+        else:
+            threshold, how = threshold_for_recall(labels, predictions.scores, recall), f"recall {recall:g}"
+        rate = float(np.mean(predictions.scores[labels == 0] > threshold))
+        fitted.threshold, fitted.expected_rate = float(threshold), None
+        fitted.threshold_source = (
+            f"{how} on {len(labels)} labelled images; {rate:.1%} of the normal ones lie above it"
+        )
         return fitted.threshold
+
+    def _calibrate_on_normals(
+        self, normals: Any, category: str, rate: float, skipped: list[tuple[str, str]] | None
+    ) -> float:
+        from inctrl_lite.metrics import conformal_threshold
+
+        fitted = self.categories[category]
+        predictions = list(self.stream(normals, category, skipped=skipped))
+        new = {p.digest: p for p in predictions if not p.in_support}
+        if len(new) < len(predictions):
+            warnings.warn(
+                f"{category}: {len(predictions) - len(new)} of {len(predictions)} images were fitted or "
+                "occur twice, and are left out: a threshold needs images that are new",
+                stacklevel=3,
+            )
+        if not new:
+            raise InctrlError(f"{category}: no normal image that was not fitted; give others")
+        scores = [prediction.score for prediction in new.values()]
+        found = conformal_threshold(scores, rate)
+        fitted.threshold, fitted.expected_rate = found.threshold, found.expected_rate
+        fitted.threshold_source = (
+            f"{found.images} new normal images: expect at most {found.expected_rate:.2%} false alarms"
+        )
+        fitted.normal_scores = tuple(scores)
+        if found.images < found.images_needed:
+            short = f"{rate:.2%} needs {found.images_needed} images"
+            fitted.threshold_source += f" ({short})"
+            warnings.warn(
+                f"{category}: {short}, and there are {found.images}: the largest score is taken, for which "
+                f"at most {found.expected_rate:.2%} false alarms are expected",
+                stacklevel=3,
+            )
+        return found.threshold
 
     # --- queries -------------------------------------------------------------------------------------
 
@@ -380,35 +318,56 @@ class AnomalyDetector:
         category = self._category(category)
         fitted = self.categories[category]
         encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
-        limits = (0.0, 1.0)
-        if fitted.support.normal_statistics is not None:
-            limits = colour_range(fitted.support.normal_statistics)
-        for batch in batched(named_sources(images), batch_size):
-            readable = []
-            for (name, source), picture in zip(batch, in_threads(_load, batch), strict=True):
-                if not isinstance(picture, InctrlError):
-                    readable.append((name, source, picture))
-                elif skipped is None:
-                    raise picture
-                else:
-                    skipped.append((name, str(picture)))
-            if not readable:
+        # tiles of one picture fill a batch by themselves
+        pictures = max(1, batch_size // fitted.view.count)
+        for batch in batched(named_sources(images), pictures):
+            read = read_all(batch, fitted.view, skipped)
+            if not read:
                 continue
-            scores = self._score(encoder.encode(encoder.prepare([r[2] for r in readable])), fitted)
-            maps = scores.patch_map.reshape(-1, *fitted.support.map_grid).numpy()  # [B, h, w]
-            for i, (name, source, picture) in enumerate(readable):
+            inputs = torch.stack([inputs for *_, inputs in read])  # [B, T, 3, H, W]
+            for (name, source, digest, _), found in zip(
+                read, self._found(inputs, encoder, fitted), strict=True
+            ):
+                score, terms, patch_map = found
                 yield Prediction(
                     source=source,
                     name=name,
                     category=category,
-                    score=scores.final[i].item(),
-                    terms={term: values[i].item() for term, values in scores.terms.items()},
-                    patch_map=maps[i].copy(),
-                    preprocessor=self.backbone.preprocessor,
-                    limits=limits,
+                    score=score,
+                    terms=terms,
+                    patch_map=patch_map,
+                    view=fitted.view,
+                    digest=digest,
+                    limits=fitted.limits,
+                    normal_scores=fitted.normal_scores,
                     threshold=fitted.threshold,
-                    in_support=fingerprint(picture) in fitted.fingerprints,
+                    in_support=digest in fitted.fingerprints,
                 )
+
+    def _found(
+        self, inputs: Float[Tensor, "B T 3 H W"], encoder: Encoder, fitted: FittedCategory
+    ) -> Iterator[tuple[float, dict[str, float], np.ndarray]]:
+        """(score, terms, map) of each picture: those of the tile with the largest score."""
+        if fitted.view.count == 1:
+            scores = self._score(encoder.encode(inputs[:, 0].to(self.device)), fitted, [0])
+            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [B, h, w]
+            for i, patch_map in enumerate(maps):
+                yield (
+                    scores.final[i].item(),
+                    {k: v[i].item() for k, v in scores.terms.items()},
+                    patch_map.copy(),
+                )
+            return
+        for tiles in inputs:  # [T, 3, H, W]
+            parts = [
+                self._score(encoder.encode(tiles[which].to(self.device)), fitted, which)
+                for which in batched(range(len(tiles)), fitted.tiles_at_once)
+            ]
+            scores = Scores.cat(parts)
+            worst = int(scores.final.argmax())
+            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [T, h, w]
+            terms = {k: v[worst].item() for k, v in scores.terms.items()}
+            yield scores.final[worst].item(), terms, fitted.view.stitch(maps)
 
     def _category(self, category: str | None) -> str:
         if category is None and len(self.categories) == 1:
@@ -420,8 +379,9 @@ class AnomalyDetector:
         raise InctrlError(f"{asked}. Fitted: {known}")
 
     @torch.inference_mode()
-    def _score(self, query: ImageFeatures, fitted: FittedCategory) -> Scores:
-        scores = self.model(query, fitted.support, fitted.text).map(lambda tensor: tensor.float().cpu())
+    def _score(self, query: ImageFeatures, fitted: FittedCategory, tiles: list[int]) -> Scores:
+        scores = self.model(query, fitted.support_of(tiles), fitted.text)
+        scores = scores.map(lambda tensor: tensor.float().cpu())
         if not scores.final.isfinite().all():
             raise InctrlError("the model gives scores that are no numbers: its weights are damaged")
         return scores
@@ -441,14 +401,6 @@ def _backbone_of(model: InCTRL, name: str, image_size: int | None) -> Backbone:
             f"config.json of {name!r} does not say which backbone the model was trained on ({error}): give "
             "it (AnomalyDetector.from_pretrained(..., backbone=...))"
         ) from error
-
-
-def _load(named: tuple[str, Any]) -> Image | InctrlError:
-    """The picture, or why it cannot be read."""
-    try:
-        return load_image(named[1])
-    except InctrlError as error:
-        return error
 
 
 def _checked_batch_size(batch_size: int) -> int:
@@ -484,10 +436,3 @@ def named_sources(images: Any) -> Iterator[tuple[str, Any]]:
             yield str(image), Path(image)
         else:
             yield f"image {i}", image
-
-
-def fingerprint(picture: Image) -> bytes:
-    """Digest of a picture's size and pixels."""
-    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
-    digest.update(picture.tobytes())
-    return digest.digest()

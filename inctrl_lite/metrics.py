@@ -195,6 +195,26 @@ def calibrate_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     return float((best + below.max()) / 2) if len(below) else float(np.nextafter(best, -np.inf))
 
 
+def threshold_for_recall(labels: ArrayLike, scores: ArrayLike, recall: float) -> float:
+    """The largest threshold below which at most a share of 1 - `recall` of the anomalous images lies.
+
+    An image is called anomalous when its score is larger, so this is the number just below the score of the
+    last anomalous image that must be found.
+
+    Raises:
+        InctrlError: only one class, or a recall that is not above 0 and at most 1.
+
+    >>> round(threshold_for_recall([0, 1, 1, 1, 1], [0.1, 0.4, 0.5, 0.6, 0.7], 0.75), 6)
+    0.5
+    """
+    y, s = _checked(labels, scores)
+    if not 0 < recall <= 1:
+        raise InctrlError(f"a recall lies above 0 and is at most 1, for example 0.95, not {recall}")
+    anomalous = np.sort(s[y == 1])[::-1]
+    wanted = int(np.ceil(recall * len(anomalous) - 1e-9))
+    return float(np.nextafter(anomalous[wanted - 1], -np.inf))
+
+
 class ConformalThreshold(NamedTuple):
     """A threshold from normal images alone, and what it promises.
 

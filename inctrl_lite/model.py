@@ -68,13 +68,18 @@ class InCTRL(
         self.stage_widths = tuple(stage_widths)
         self.head = HEADS[head].build(embed_dim, num_patches, stage_widths, terms)
 
-    def support(self, features: ImageFeatures, augmented: ImageFeatures | None = None) -> SupportSet:
+    def support(
+        self,
+        features: ImageFeatures,
+        augmented: ImageFeatures | None = None,
+        more: ImageFeatures | None = None,
+    ) -> SupportSet:
         """The support set of K encoded normal images, with what the head wants to know of it.
 
         Args:
-            features, augmented: see `SupportSet.of`.
+            features, augmented, more: see `SupportSet.of`.
         """
-        support = SupportSet.of(features, augmented, self.head.needs_statistics)
+        support = SupportSet.of(features, augmented, self.head.needs_statistics, more)
         return replace(support, normal_level=self.head.normal_level(support))
 
     def compare(

@@ -166,12 +166,22 @@ def _interpolation(
     """Weights of the cells for each of `count` positions; NaN for those that the model does not see."""
     positions = _model_positions(preprocessor, picture_size, axis, count)
     size = preprocessor.size[axis]
-    at = (positions * cells / size - 0.5).clip(0, cells - 1)  # in cells, between centres
+    weights = linear_weights(positions * cells / size, cells)
+    weights[(positions < 0) | (positions > size)] = np.nan
+    return weights
+
+
+def linear_weights(positions: Float[np.ndarray, " n"], cells: int) -> Float[np.ndarray, "n cells"]:
+    """Weights of linear interpolation between the centres of cells 1 long, constant beyond the outer centres.
+
+    >>> linear_weights(np.array([0.2, 1.0]), 2).tolist()
+    [[1.0, 0.0], [0.5, 0.5]]
+    """
+    at = (positions - 0.5).clip(0, cells - 1)
     low = np.minimum(at.astype(int), max(cells - 2, 0))
-    weights = np.zeros((count, cells), np.float32)
-    each = np.arange(count)
+    weights = np.zeros((len(positions), cells), np.float32)
+    each = np.arange(len(positions))
     weights[each, low] = 1 - (at - low)
     if cells > 1:
         weights[each, low + 1] = at - low
-    weights[(positions < 0) | (positions > size)] = np.nan
     return weights

@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image
 
 from inctrl_lite.files import write_text
-from inctrl_lite.viz import MAP_COLOURS, MAP_LABEL, overlay
+from inctrl_lite.viz import MAP_COLOURS, MAP_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from inctrl_lite.detector import Prediction
+    from inctrl_lite.prediction import Prediction
 
 THUMBNAIL = 160  # pixels of the longer side
 MAP_NOTE = (
@@ -70,7 +70,7 @@ def prediction_card(
     return Card(
         title=title or prediction.name,
         picture=image,
-        overlay=overlay(image, prediction.patch_map, prediction.limits),
+        overlay=prediction.overlay(),
         lines=[f"score {prediction.score:.3f}", *lines],
         mark=mark,
     )

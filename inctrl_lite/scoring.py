@@ -13,11 +13,12 @@ from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import read_labelled
 from inctrl_lite.data.images import find_images, load_image
-from inctrl_lite.detector import DEFAULT, AnomalyDetector, Prediction, Predictions
+from inctrl_lite.detector import DEFAULT, AnomalyDetector
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import check_writable, write_text, write_whole
 from inctrl_lite.metrics import bootstrap_interval, image_metrics
+from inctrl_lite.prediction import Prediction, Predictions
 from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, write_report
 
 SHOWN = 200  # queries with pictures in the report; the CSV has all

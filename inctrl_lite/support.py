@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,7 +48,11 @@ class SupportSet(TensorRecord):
 
     @classmethod
     def of(
-        cls, features: ImageFeatures, augmented: ImageFeatures | None = None, statistics: bool = True
+        cls,
+        features: ImageFeatures,
+        augmented: ImageFeatures | None = None,
+        statistics: bool = True,
+        more: ImageFeatures | None = None,
     ) -> SupportSet:
         """The support set of K encoded normal images.
 
@@ -55,13 +61,18 @@ class SupportSet(TensorRecord):
             augmented: of their augmented copies, tensors [K, A, ...] (`Encoder.encode_augmented`). Of each
                 image as many are kept as `augmentation_count` allows.
             statistics: compare the images with each other. A head says whether it needs it.
+            more: what else belongs to each image, tensors [K, E, ...], all of which is kept: rotated copies,
+                or the tiles around a tile.
         """
+        if augmented is not None:
+            count = augmentation_count(len(features))
+            augmented = augmented.map(lambda tensor: tensor[:, :count]) if count else None
+        found = [copies for copies in (augmented, more) if copies is not None]
         seen, copies = features, None
-        count = augmentation_count(len(features))
-        if augmented is not None and count:
-            augmented = augmented.map(lambda tensor: tensor[:, :count])
-            copies = augmented.stages
-            seen = ImageFeatures.cat([features, augmented.map(lambda tensor: tensor.flatten(0, 1))])
+        if found:
+            joined = ImageFeatures.join(found, lambda tensors: torch.cat(tensors, 1))  # [K, A + E, ...]
+            copies = joined.stages
+            seen = ImageFeatures.cat([features, joined.map(lambda tensor: tensor.flatten(0, 1))])
         maps = leave_one_out_maps(features.stages, features.map_grid, copies) if statistics else None
         return cls(
             features.global_embedding,
@@ -71,6 +82,27 @@ class SupportSet(TensorRecord):
             maps,
             None if maps is None else normal_residual_statistics(maps.mean(1), features.map_grid),
         )
+
+    def with_neighbours(self, which: Sequence[int], neighbours: Sequence[Sequence[int]]) -> SupportSet:
+        """Support sets of some tiles, to which the pictures of the tiles around them are added.
+
+        Args:
+            which: numbers of the tiles.
+            neighbours: of every tile, itself first (`View.neighbours`).
+
+        Returns:
+            One support set for each of `which`. `self` holds one for each tile [T, ...], without copies.
+        """
+        index = torch.tensor([neighbours[tile] for tile in which])  # [t, E + 1]
+
+        def joined(stage: Stage) -> Stage:
+            found = stage.tokens[index]  # [t, E + 1, K, N, C]
+            around = found[:, 1:].transpose(1, 2).flatten(1, 2)  # [t, K E, N, C], image by image
+            return Stage(torch.cat([found[:, 0], around], 1), stage.grid)
+
+        own = self[torch.tensor(which)]
+        regions = None if self.regions is None else joined(self.regions)
+        return replace(own, stages=tuple(joined(stage) for stage in self.stages), regions=regions)
 
     @classmethod
     def per_query(cls, features: ImageFeatures, statistics: bool = True) -> SupportSet:

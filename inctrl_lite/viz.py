@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Real
 from PIL import Image
 
 from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.view import WHOLE, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 MAP_COLOURS = "inferno"
 MAP_LABEL = "patch residual (1 - cos) / 2"
 
-WHOLE = Preprocessor((1, 1), "squeeze")  # for a map that covers the whole picture
 MAX_DRAWN = 1600  # pixels of the longer side of an overlay: enough for a screen, and memory stays bounded
 
 
@@ -41,7 +41,7 @@ def overlay(
     image: Image.Image,
     patch_map: Real[np.ndarray, "h w"],
     limits: tuple[float, float] = (0.0, 1.0),
-    preprocessor: Preprocessor = WHOLE,
+    view: View | Preprocessor = WHOLE,
 ) -> Image.Image:
     """The picture in grey with its residual map over it. The larger a residual, the more opaque its colour.
 
@@ -49,7 +49,7 @@ def overlay(
         image: a picture; if its longer side exceeds `MAX_DRAWN` pixels, it is reduced to that.
         patch_map: residuals on the patch grid of the model's input.
         limits: residuals that are drawn in the darkest and in the brightest colour.
-        preprocessor: which part of the picture is the model's input; by default the whole picture.
+        view: which part of the picture the map shows; by default the whole picture.
     """
     import matplotlib
 
@@ -57,7 +57,7 @@ def overlay(
     image = image.copy()
     image.thumbnail((MAX_DRAWN, MAX_DRAWN))
     low, high = limits
-    values = np.clip((preprocessor.to_picture(patch_map, full, image.size) - low) / (high - low), 0, 1)
+    values = np.clip((view.to_picture(patch_map, full, image.size) - low) / (high - low), 0, 1)
     alpha = np.nan_to_num(0.15 + 0.65 * values)[..., None]
     colours = matplotlib.colormaps[MAP_COLOURS](np.nan_to_num(values), bytes=True)[..., :3]
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
@@ -73,12 +73,12 @@ def score_figure(
     title: str = "",
     mask: Bool[np.ndarray, "H W"] | None = None,
     limits: tuple[float, float] = (0.0, 1.0),
-    preprocessor: Preprocessor = WHOLE,
+    view: View | Preprocessor = WHOLE,
 ) -> Figure:
     """Picture, residual map and overlay side by side.
 
     Args:
-        image, patch_map, limits, preprocessor: as in `overlay`.
+        image, patch_map, limits, view: as in `overlay`.
         score: anomaly score, written above the overlay.
         title: written above the picture; by default "query".
         mask: true defect, in pixels of the picture; its outline is drawn.
@@ -87,7 +87,7 @@ def score_figure(
 
     figure = Figure(figsize=(9, 3.1), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    drawn_over, (width, height) = overlay(image, patch_map, limits, preprocessor), image.size
+    drawn_over, (width, height) = overlay(image, patch_map, limits, view), image.size
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # the overlay may be smaller than the picture
     left.imshow(image)
     left.set_title(title or "query", fontsize=10, parse_math=False)  # a file may be called a$b$.png

@@ -23,7 +23,8 @@ from inctrl_lite.errors import InctrlError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from inctrl_lite.detector import AnomalyDetector, Prediction
+    from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.prediction import Prediction
 
     Picture = Figure | Image.Image
 

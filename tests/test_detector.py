@@ -150,14 +150,14 @@ def test_the_lite_head_has_augmented_copies_in_its_support_set_and_the_papers_do
     for head, pictures in (("lite", 1 + len(SUPPORT_AUGMENTATIONS)), ("paper", 1)):
         model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, head)
         found = AnomalyDetector(model, small_backbone, "cpu").fit([picture(0), picture(1)], "bottle")
-        assert len(found.categories["bottle"].support.stages[0].tokens) == 2 * pictures
+        assert len(found.categories["bottle"].support.stages[0].tokens[0]) == 2 * pictures
         assert found.categories["bottle"].shots == 2
 
 
 @pytest.mark.parametrize(("shots", "pictures"), [(4, 32), (8, 32), (9, 27), (33, 33)])
 def test_many_normal_images_have_fewer_copies(detector, shots, pictures):
     detector.fit([picture(i) for i in range(shots)], "bottle")
-    assert len(detector.categories["bottle"].support.stages[0].tokens) == pictures
+    assert len(detector.categories["bottle"].support.stages[0].tokens[0]) == pictures
 
 
 def test_one_normal_image_gives_scores_but_no_verdict(detector):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inctrl_lite.detector import Prediction
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.prediction import Prediction
 from inctrl_lite.report import THUMBNAIL, Card, Section, Table, prediction_card, write_report
-from inctrl_lite.viz import WHOLE, overlay
+from inctrl_lite.view import WHOLE, View
+from inctrl_lite.viz import overlay
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -164,7 +165,9 @@ def test_a_table_without_column_names_has_no_empty_head(written):
 
 def test_a_predictions_card_is_on_its_categorys_scale():
     image, patch_map = picture(), np.array([[0.1, 0.2], [0.3, 0.1]])
-    prediction = Prediction(image, "sub/a.png", "bottle", 0.51239, {}, patch_map, WHOLE, limits=(0.1, 0.3))
+    prediction = Prediction(
+        image, "sub/a.png", "bottle", 0.51239, {}, patch_map, View(WHOLE), b"", (0.1, 0.3)
+    )
     card = prediction_card(prediction, ["crack"], "bad")
     assert (card.title, list(card.lines), card.mark) == ("sub/a.png", ["score 0.512", "crack"], "bad")
     np.testing.assert_array_equal(np.asarray(card.picture), np.asarray(image))

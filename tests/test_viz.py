@@ -28,7 +28,7 @@ def test_the_scale_begins_at_what_is_usual_and_never_vanishes():
 
 def test_overlay_is_the_grey_picture_where_nothing_is_seen():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8))
-    laid = np.asarray(overlay(picture, np.ones((2, 2)), preprocessor=Preprocessor((60, 60))))
+    laid = np.asarray(overlay(picture, np.ones((2, 2)), view=Preprocessor((60, 60))))
     grey = np.asarray(picture.convert("L"))
     for columns in (slice(0, 2), slice(8, 10)):
         np.testing.assert_array_equal(laid[:, columns], np.repeat(grey[:, columns, None], 3, axis=2))

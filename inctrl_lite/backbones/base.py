@@ -117,6 +117,8 @@ class Backbone(nn.Module, ABC):
         embed_dim: width D of the global embedding.
         stage_widths: C of each stage.
         text_encoder: the text tower, or None.
+        input_multiple: the input may have any sides that are multiples of so many pixels; None: it has the
+            preprocessor's size.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Backbone(nn.Module, ABC):
     embed_dim: int
     stage_widths: tuple[int, ...]
     text_encoder: TextEncoder | None = None
+    input_multiple: int | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -92,6 +92,7 @@ class TimmCNN(TimmBackbone):
         # channels_last: twice as fast on a CPU (benchmarks/speed.py)
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.pretrained, self.image_size = name, pretrained, image_size
+        self.input_multiple = 32  # the factor by which the last stage is coarser
         self.preprocessor = preprocessor or _preprocessor(model)
         if image_size is not None:
             self.preprocessor = replace(self.preprocessor, size=(image_size, image_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections import Counter
@@ -146,6 +147,13 @@ def load_image(source: Any, bits: int | None = None) -> Image.Image:
     raise InctrlError(
         f"cannot take a {type(source).__name__} as an image: give a path, PIL image, array or tensor"
     )
+
+
+def fingerprint(picture: Image.Image) -> bytes:
+    """Digest of a picture's size and pixels."""
+    digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
+    digest.update(picture.tobytes())
+    return digest.digest()
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -1,0 +1,291 @@
+"""What normal means for one category: the K normal images, encoded once, and what follows from them.
+
+`fit_category` makes it, `AnomalyDetector` uses it, and a detector file holds it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from inctrl_lite.augment import augmentation_count, rotated_copies
+from inctrl_lite.backbones.base import ImageFeatures
+from inctrl_lite.data.images import fingerprint, load_image
+from inctrl_lite.encoder import Encoder, batched, in_threads
+from inctrl_lite.errors import InctrlError
+from inctrl_lite.evidence import compare
+from inctrl_lite.model import InCTRL
+from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.support import SupportSet
+from inctrl_lite.view import View
+from inctrl_lite.viz import colour_range
+
+# Up to so many normal images, each is compared with a support set made of the others alone. That takes time
+# that grows with the third power of their number. Beyond it, the statistics of all of them are used.
+EXACT_LEAVE_ONE_OUT = 16
+MANY = 500  # normal images with which scoring takes a second an image or more on two CPU cores
+
+
+@dataclass(eq=False)
+class FittedCategory:
+    """What `fit` keeps of a category. Everything in it is frozen.
+
+    Attributes:
+        support: the K encoded normal images, one support set for each of T tiles: tensors [T, ...].
+        text: text prototypes [2, D], or None for a model without text.
+        view: what is looked at in a picture.
+        limits: residuals that are drawn darkest and brightest.
+        normal_scores: leave-one-out scores of the K normal images; after `calibrate` with normal images,
+            the scores of those.
+        threshold: score above which an image is called anomalous, or None.
+        threshold_source: how the threshold came about, and what it is worth, in words.
+        expected_rate: expected share of normal images that are called anomalous; None where it is not known.
+        names: the normal images' names.
+        fingerprints: digests of their pixels, in the same order.
+    """
+
+    support: SupportSet
+    text: Tensor | None
+    view: View
+    limits: tuple[float, float]
+    normal_scores: tuple[float, ...]
+    threshold: float | None
+    threshold_source: str
+    expected_rate: float | None
+    names: tuple[str, ...]
+    fingerprints: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def shots(self) -> int:
+        """K."""
+        return self.support.shots
+
+    def support_of(self, tiles: Sequence[int]) -> SupportSet:
+        """What some tiles are compared with: one support set for all queries, or one for each tile.
+
+        Tiles are compared with the tiles around them too, so that a picture may be shifted a little.
+        """
+        if self.view.count == 1:
+            return self.support[0]
+        return self.support.with_neighbours(tiles, self.view.neighbours())
+
+    @property
+    def tiles_at_once(self) -> int:
+        """How many tiles are compared in one step, so that memory stays bounded."""
+        return max(1, 256 // (9 * self.shots)) if self.view.count > 1 else 1
+
+
+def read_inputs(source: Any, view: View) -> tuple[bytes, Float[Tensor, "T 3 H W"]]:
+    """Digest and inputs of one picture. Only these stay in memory, not the picture.
+
+    Raises:
+        InctrlError: it cannot be read, or has another aspect ratio than the region.
+    """
+    picture = load_image(source, view.bits)
+    parts = [view.preprocessor(part) for part in view.cut(picture)]
+    return fingerprint(picture), torch.stack(parts)
+
+
+def read_all(
+    sources: Sequence[tuple[str, Any]], view: View, skipped: list[tuple[str, str]] | None
+) -> list[tuple[str, Any, bytes, Tensor]]:
+    """(name, source, digest, inputs [T, 3, H, W]) of all that can be read, in several threads.
+
+    Args:
+        skipped: receives (name, reason) of the others; None: they raise.
+    """
+
+    def read(named: tuple[str, Any]) -> tuple[bytes, Tensor] | InctrlError:
+        try:
+            return read_inputs(named[1], view)
+        except InctrlError as error:
+            return error
+
+    found = []
+    for (name, source), result in zip(sources, in_threads(read, sources), strict=True):
+        if not isinstance(result, InctrlError):
+            found.append((name, source, *result))
+        elif skipped is None:
+            raise result
+        else:
+            skipped.append((name, str(result)))
+    return found
+
+
+def fit_category(
+    model: InCTRL,
+    encoder: Encoder,
+    category: str,
+    sources: Sequence[tuple[str, Any]],
+    *,
+    region: Any = None,
+    tiles: int | str | None = None,
+    any_rotation: bool = False,
+    keep_aspect: int | None = None,
+    bits: int | None = None,
+    skipped: list[tuple[str, str]] | None = None,
+) -> FittedCategory:
+    """Encode K normal images and compare them with each other; see `AnomalyDetector.fit`.
+
+    Args:
+        keep_aspect: sides of the input in multiples of so many pixels; None: the usual input.
+        skipped: as in `read_all`.
+
+    Raises:
+        InctrlError: no image that can be read, or a view that does not fit.
+    """
+    size = _first_size(sources, bits, skipped)
+    view = View.of(
+        encoder.backbone.preprocessor, size, region=region, tiles=tiles, keep_aspect=keep_aspect, bits=bits
+    )
+    if any_rotation and view.count > 1:
+        raise InctrlError(
+            "tiles and any rotation exclude each other: a tile of a rotated part shows another place. Leave "
+            "one of them out"
+        )
+    # as many copies as the others have when one normal image is compared with them
+    count = augmentation_count(max(1, len(sources) - 1)) if model.head.augments_support else 0
+    parts, copies, turned, names, digests = [], [], [], [], []
+    for batch in batched(sources, max(1, encoder.batch_size // view.count)):
+        read = read_all(batch, view, skipped)
+        if not read:
+            continue
+        names += [name for name, *_ in read]
+        digests += [digest for _, _, digest, _ in read]
+        inputs = torch.cat([inputs for *_, inputs in read]).to(encoder.backbone.device)  # [b T, 3, H, W]
+        parts.append(_by_picture(encoder.encode(inputs), len(read)))
+        if count and view.count == 1:
+            copies.append(encoder.encode_augmented(inputs, count))
+        if any_rotation:
+            turned += [_rotations(encoder, view, source, len(sources)) for _, source, _, _ in read]
+    if not names:
+        raise InctrlError(f"{category}: none of the {len(sources)} normal images can be read")
+    if len(set(digests)) < len(digests):
+        warnings.warn(
+            f"{category}: some normal images are the same picture, which adds nothing", stacklevel=3
+        )
+    features = ImageFeatures.cat(parts)  # [K, T, ...]
+    if len(names) > MANY:
+        warnings.warn(
+            f"{category}: scoring against {len(names)} normal images is slow; choose fewer",
+            stacklevel=3,
+        )
+    text = text_prototypes(encoder.backbone, category) if model.head.needs_text else None
+    neighbours = view.neighbours()
+    supports, scores = [], []
+    for tile in range(view.count):
+        own = features[:, tile]  # [K, ...]
+        more = None
+        if view.count > 1:
+            more = features[:, neighbours[tile][1:]]  # [K, 8, ...]
+        elif turned:
+            more = ImageFeatures.stack(turned)
+        augmented = ImageFeatures.cat(copies) if copies else None
+        support = model.support(own, augmented, more)
+        if support.normal_maps is None:  # for the colours of maps
+            support = replace(SupportSet.of(own, augmented, more=more), normal_level=support.normal_level)
+        scores.append(leave_one_out_scores(model, own, augmented, more, text, support))
+        if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
+            support = replace(support, stages=own.stages, regions=own.regions)
+        supports.append(replace(support, normal_maps=None))
+    support = SupportSet.stack(supports)
+    statistics = support.normal_statistics
+    fitted = FittedCategory(
+        support=support,
+        text=text,
+        view=view,
+        limits=(0.0, 1.0) if statistics is None else colour_range(statistics.flatten(0, 1)),
+        normal_scores=(),
+        threshold=None,
+        threshold_source="none: thresholds compare normal images with each other, and there is only one",
+        expected_rate=None,
+        names=tuple(names),
+        fingerprints=tuple(digests),
+    )
+    if fitted.shots > 1:
+        fitted.normal_scores = tuple(torch.tensor(scores).amax(0).tolist())  # [T, K] -> [K]
+        fitted.threshold = max(fitted.normal_scores)
+        fitted.expected_rate = 1 / (fitted.shots + 1)
+        fitted.threshold_source = (
+            f"largest leave-one-out score of the {fitted.shots} normal images: expect about 1 false alarm "
+            f"in {fitted.shots + 1} normal images"
+        )
+    return fitted
+
+
+def _first_size(
+    sources: Sequence[tuple[str, Any]], bits: int | None, skipped: list[tuple[str, str]] | None
+) -> tuple[int, int]:
+    """(width, height) of the first picture that can be read."""
+    for _, source in sources:
+        try:
+            return load_image(source, bits).size
+        except InctrlError:
+            if skipped is None:
+                raise
+    return 1, 1  # none can be read; `fit_category` says so
+
+
+def _by_picture(features: ImageFeatures, pictures: int) -> ImageFeatures:
+    """Features of b pictures of T tiles: [b T, ...] -> [b, T, ...]."""
+    return features.map(lambda tensor: tensor.unflatten(0, (pictures, -1)))
+
+
+def _rotations(encoder: Encoder, view: View, source: Any, shots: int) -> ImageFeatures:
+    """Features [R, ...] of one picture's rotated copies."""
+    part = view.cut(load_image(source, view.bits))[0]
+    copies: list[Image.Image] = rotated_copies(part, shots)
+    inputs = torch.stack(in_threads(view.preprocessor, copies)).to(encoder.backbone.device)
+    return encoder.encode(inputs)
+
+
+@torch.inference_mode()
+def leave_one_out_scores(
+    model: InCTRL,
+    features: ImageFeatures,
+    augmented: ImageFeatures | None,
+    more: ImageFeatures | None,
+    text: Float[Tensor, "2 D"] | None,
+    support: SupportSet,
+) -> list[float]:
+    """Final score of each of K normal images against the others; [] for a single one.
+
+    Args:
+        features, augmented, more: as in `SupportSet.of`.
+        text: text prototypes.
+        support: of all K images, with `normal_maps`.
+    """
+    shots = len(features)
+    if shots == 1:
+        return []
+    scores = []
+    for k in range(shots):
+        others = torch.arange(shots) != k
+        if shots <= EXACT_LEAVE_ONE_OUT:
+            copies = [None if part is None else part[others] for part in (augmented, more)]
+            rest = model.support(features[others], *copies)
+            found = model(features[k : k + 1], rest, text)
+        else:
+            maps = None if support.normal_maps is None else support.normal_maps[k : k + 1]
+            found = model.head(compare(features[k : k + 1], _without(support, k), text, maps))
+        scores.append(found.final.item())
+    return scores
+
+
+def _without(support: SupportSet, k: int) -> SupportSet:
+    """The support set without image k, to compare whole images with; statistics stay those of all."""
+    shots = support.shots
+    others = torch.arange(shots) != k
+    regions = support.regions
+    if regions is not None:
+        copies = len(regions.tokens) // shots - 1  # of each image, after all the images
+        regions = regions[torch.cat([others, others.repeat_interleave(copies)])]
+    embeddings = support.global_embedding[others]
+    return replace(support, global_embedding=embeddings, regions=regions, normal_maps=None)

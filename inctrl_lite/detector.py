@@ -266,6 +266,41 @@ class AnomalyDetector:
             )
         return found.threshold
 
+    # --- files ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write model and fitted categories to one file, usually called NAME.inctrl; `load` reads it.
+
+        Raises:
+            InctrlError: nothing is fitted, or the file cannot be written.
+        """
+        from inctrl_lite.detector_file import write_detector
+
+        return write_detector(path, self.model, self.backbone, self.categories)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, backbone: Backbone | None = None, device: str | torch.device = "auto"
+    ) -> AnomalyDetector:
+        """The detector that `save` wrote, ready to predict. It gives the same scores, bit for bit.
+
+        Args:
+            backbone: None: the one that the file names. Its weights must be those it was fitted with.
+            device: "auto", "cpu", "cuda", "mps", ...
+
+        Raises:
+            InctrlError: missing or damaged file, another version's, or a backbone that is missing.
+        """
+        from inctrl_lite.detector_file import read_detector
+
+        model, backbone, categories = read_detector(path, backbone)
+        detector = cls(model, backbone, device)
+        for fitted in categories.values():
+            fitted.support = fitted.support.to(detector.device)
+            fitted.text = None if fitted.text is None else fitted.text.to(detector.device)
+        detector.categories = categories
+        return detector
+
     # --- queries -------------------------------------------------------------------------------------
 
     def predict(

@@ -65,7 +65,7 @@ class InCTRL(
         if head not in HEADS:
             raise InctrlError(f"unknown head {head!r}: choose one of {', '.join(HEADS)}")
         self.embed_dim, self.num_patches, self.backbone = embed_dim, num_patches, backbone
-        self.stage_widths = tuple(stage_widths)
+        self.stage_widths, self.head_name = tuple(stage_widths), head
         self.head = HEADS[head].build(embed_dim, num_patches, stage_widths, terms)
 
     def support(

@@ -185,7 +185,15 @@ class Backbone(nn.Module, ABC):
             {k: v for k, v in self.arguments.items() if k not in ("name", "pretrained")},
             *(f"{type(m).__name__} {_plain_settings(m)}" for m in self.visual.modules()),
         ]
-        digest = hashlib.blake2b(repr(settings).encode(), digest_size=8)
+        return self._digest(repr(settings))
+
+    @property
+    def weights_digest(self) -> str:
+        """Digest of the image tower's weights alone, the same in every version of this package."""
+        return self._digest("")
+
+    def _digest(self, settings: str) -> str:
+        digest = hashlib.blake2b(settings.encode(), digest_size=8)
         for tensor in self.visual.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

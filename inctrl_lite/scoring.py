@@ -166,9 +166,11 @@ def score_folder(
     check_writable(out)
     _check_options(threshold, maps, limits)
     _items(Path(queries), out)  # whether there are any, before anything takes time
-    detector = model
-    if not isinstance(detector, AnomalyDetector):
-        detector = AnomalyDetector.from_pretrained(detector, image_size=image_size, device=device)
+    if isinstance(model, AnomalyDetector):
+        detector = copy.copy(model)
+        detector.categories = {}  # what the caller has fitted stays as it is
+    else:
+        detector = AnomalyDetector.from_pretrained(model, image_size=image_size, device=device)
     skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
     support = fit_folder(
         detector,

@@ -293,3 +293,10 @@ def test_wrong_options_are_said_before_anything_takes_time(
 def test_only_the_normal_images_of_a_labelled_folder_are_fitted(detector, labelled):
     taken = fit_folder(detector, labelled, "cup")
     assert len(taken) == 4 and all("good" in item.name for item in taken)
+
+
+def test_a_category_that_the_caller_has_fitted_stays_as_it_is(detector, normals, flat, tmp_path):
+    fit_folder(detector, flat, "object")
+    before = detector.categories["object"]
+    score_folder(normals, flat / "0.png", tmp_path / "out", model=detector)
+    assert detector.categories == {"object": before}

@@ -23,13 +23,11 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import compare
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.residual import leave_two_out_maps
 from inctrl_lite.support import SupportSet
 from inctrl_lite.view import View
 from inctrl_lite.viz import colour_range
 
-# Up to so many normal images, each is compared with a support set made of the others alone. That takes time
-# that grows with the third power of their number. Beyond it, the statistics of all of them are used.
-EXACT_LEAVE_ONE_OUT = 16
 MANY = 500  # normal images with which scoring takes a second an image or more on two CPU cores
 
 
@@ -191,7 +189,7 @@ def fit_category(
         support = model.support(own, augmented, more)
         if support.normal_maps is None:  # for the colours of maps
             support = replace(SupportSet.of(own, augmented, more=more), normal_level=support.normal_level)
-        scores.append(leave_one_out_scores(model, own, augmented, more, text, support))
+        scores.append(leave_one_out_scores(model, own, augmented, more, text))
         if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
             support = replace(support, stages=own.stages, regions=own.regions)
         supports.append(replace(support, normal_maps=None))
@@ -253,39 +251,30 @@ def leave_one_out_scores(
     augmented: ImageFeatures | None,
     more: ImageFeatures | None,
     text: Float[Tensor, "2 D"] | None,
-    support: SupportSet,
 ) -> list[float]:
     """Final score of each of K normal images against the others; [] for a single one.
 
     Args:
         features, augmented, more: as in `SupportSet.of`.
         text: text prototypes.
-        support: of all K images, with `normal_maps`.
     """
     shots = len(features)
     if shots == 1:
         return []
+    count = augmentation_count(shots - 1)
+    parts = [
+        part.map(lambda tensor: tensor[:, :count]) for part in (augmented,) if part is not None and count
+    ]
+    parts += [more] if more is not None else []
+    copies = ImageFeatures.join(parts, lambda tensors: torch.cat(tensors, 1)).stages if parts else None
+    maps = leave_two_out_maps(features.stages, features.map_grid, copies) if shots > 2 else None
     scores = []
     for k in range(shots):
         others = torch.arange(shots) != k
-        if shots <= EXACT_LEAVE_ONE_OUT:
-            copies = [None if part is None else part[others] for part in (augmented, more)]
-            rest = model.support(features[others], *copies)
-            found = model(features[k : k + 1], rest, text)
-        else:
-            maps = None if support.normal_maps is None else support.normal_maps[k : k + 1]
-            found = model.head(compare(features[k : k + 1], _without(support, k), text, maps))
+        copied = [None if part is None else part[others] for part in (augmented, more)]
+        known = None if maps is None else maps[k]  # [K, L, N]
+        support = model.support(features[others], *copied, None if known is None else known[others])
+        own = None if known is None else known[k : k + 1]
+        found = model.head(compare(features[k : k + 1], support, text, own))
         scores.append(found.final.item())
     return scores
-
-
-def _without(support: SupportSet, k: int) -> SupportSet:
-    """The support set without image k, to compare whole images with; statistics stay those of all."""
-    shots = support.shots
-    others = torch.arange(shots) != k
-    regions = support.regions
-    if regions is not None:
-        copies = len(regions.tokens) // shots - 1  # of each image, after all the images
-        regions = regions[torch.cat([others, others.repeat_interleave(copies)])]
-    embeddings = support.global_embedding[others]
-    return replace(support, global_embedding=embeddings, regions=regions, normal_maps=None)

@@ -262,19 +262,21 @@ def leave_one_out_scores(
     if shots == 1:
         return []
     count = augmentation_count(shots - 1)
-    parts = [
-        part.map(lambda tensor: tensor[:, :count]) for part in (augmented,) if part is not None and count
-    ]
-    parts += [more] if more is not None else []
+    parts = [] if more is None else [more]
+    if augmented is not None and count:
+        parts = [augmented[:, :count], *parts]
     copies = ImageFeatures.join(parts, lambda tensors: torch.cat(tensors, 1)).stages if parts else None
     maps = leave_two_out_maps(features.stages, features.map_grid, copies) if shots > 2 else None
     scores = []
     for k in range(shots):
         others = torch.arange(shots) != k
-        copied = [None if part is None else part[others] for part in (augmented, more)]
-        known = None if maps is None else maps[k]  # [K, L, N]
-        support = model.support(features[others], *copied, None if known is None else known[others])
-        own = None if known is None else known[k : k + 1]
+        support = model.support(
+            features[others],
+            None if augmented is None else augmented[others],
+            None if more is None else more[others],
+            None if maps is None else maps[k][others],
+        )
+        own = None if maps is None else maps[k][k : k + 1]  # [1, L, N]
         found = model.head(compare(features[k : k + 1], support, text, own))
         scores.append(found.final.item())
     return scores

@@ -177,9 +177,8 @@ def test_maps_with_one_more_left_out_are_those_of_the_smaller_support_set(copies
     torch.manual_seed(0)
     grids, shots = ((4, 4), (2, 3)), 5
     stages = [Stage(torch.randn(shots, rows * columns, 6), (rows, columns)) for rows, columns in grids]
-    more = (
-        [Stage(torch.randn(shots, copies, s.tokens.shape[1], 6), s.grid) for s in stages] if copies else None
-    )
+    more = [Stage(torch.randn(shots, copies, math.prod(grid), 6), grid) for grid in grids] if copies else None
+
     maps = leave_two_out_maps(stages, (4, 4), more)
     for k in range(shots):
         others = [i for i in range(shots) if i != k]

@@ -23,31 +23,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from inctrl_lite.backbones import Backbone, load_backbone
 from inctrl_lite.baselines import METHODS, MISSING, Answer, Auxiliary, Entry, Images, Method, methods_for
 from inctrl_lite.benchmark_report import write_tables
-from inctrl_lite.data.category import Category, Item
+from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import draw_support
-from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.manifest import load_dataset
 from inctrl_lite.data.worlds import AUXILIARY, EVALUATION, load_world
 from inctrl_lite.device import process_group
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.evaluation import map_metrics
 from inctrl_lite.files import check_writable, locked, read_checked, write_checked, write_text
 from inctrl_lite.heads import own_head
-from inctrl_lite.metrics import image_metrics, pixel_metrics
-from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.metrics import image_metrics
 from inctrl_lite.store import FeatureStore
 
 HEADS = 3  # trained methods are trained from this many seeds; each scores every draw of the support set
 COST = "cost.csv"
 CHUNK = 256  # test images in memory at once
-PIXELS = 256  # pixel metrics are computed on pictures whose longer side has at most so many pixels
 
 
 @dataclass(frozen=True)
@@ -428,43 +424,6 @@ def _score(
     except Exception as error:  # a method that fails must not take the others along
         kind = "" if isinstance(error, InctrlError) else f"{type(error).__name__}: "
         return {"error": f"{kind}{error}", "trace": traceback.format_exc(limit=3)}, None
-
-
-def map_metrics(
-    maps: np.ndarray, items: Sequence[Item], preprocessor: Preprocessor, pixels: int = PIXELS
-) -> dict[str, float]:
-    """Pixel AUROC and AUPRO of maps against masks; empty where an anomalous image has no mask.
-
-    Args:
-        maps: one [h, w] for each image, on a grid over the model's input.
-        items: the images, with their masks.
-        preprocessor: how the maps lie in the pictures. What the model does not see counts as its lowest
-        score.
-        pixels: pictures are compared at this size of the longer side at most; a pixel of a reduced mask
-            counts as a defect if any part of it is one.
-    """
-    if any(item.label == 1 and item.mask is None for item in items):
-        return {}
-    sizes = [load_image(item.image).size for item in items]
-    width, height = (max(side) for side in zip(*sizes, strict=True))
-    factor = max(1.0, max(width, height) / pixels)
-    size = max(1, round(width / factor)), max(1, round(height / factor))
-    lowest = float(maps.min())
-    values = [
-        np.nan_to_num(preprocessor.to_picture(grid, own, size), nan=lowest)
-        for grid, own in zip(maps, sizes, strict=True)
-    ]
-    masks = [
-        np.zeros(size[::-1], bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
-        for item, own in zip(items, sizes, strict=True)
-    ]
-    return pixel_metrics(np.stack(masks), np.stack(values))
-
-
-def resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """A mask at (width, height); a pixel of a smaller one is set if any pixel that it covers is."""
-    tensor = torch.from_numpy(mask.astype(np.float32))[None]
-    return F.adaptive_max_pool2d(tensor, (size[1], size[0]))[0].numpy() > 0
 
 
 # --- results -----------------------------------------------------------------------------------------

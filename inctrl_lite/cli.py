@@ -15,7 +15,10 @@ from inctrl_lite.data.commands import app as data_app
 from inctrl_lite.errors import InctrlError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from inctrl_lite.data.category import Category
+    from inctrl_lite.detector import AnomalyDetector
 
 app = typer.Typer(
     name="inctrl-lite",
@@ -46,6 +49,42 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if missing.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Category_ = Annotated[str, typer.Option("--category", help="What the images show, in words: 'metal nut'.")]
+CategoryOfMany = Annotated[
+    str | None, typer.Option("--category", help="What the images show, in words: 'metal nut'.")
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(min=32, help="Side of the input in pixels, for 'photo': 320 finds smaller defects."),
+]
+DetectorFile = Annotated[Path, typer.Option("--detector", help="A file that `inctrl-lite fit` wrote.")]
+RegionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--region", help="What counts: a mask file (white counts), or LEFT,TOP,RIGHT,BOTTOM in pixels."
+    ),
+]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        "--tiles", help="For small defects in large pictures: auto, or the side of a tile in pixels."
+    ),
+]
+AnyRotation = Annotated[
+    bool, typer.Option("--any-rotation", help="Parts may lie in any direction: compare rotated copies too.")
+]
+KeepAspect = Annotated[
+    bool, typer.Option("--keep-aspect", help="Keep the aspect ratio of long or wide pictures ('photo').")
+]
+Bits = Annotated[
+    int | None, typer.Option("--bits", min=8, max=16, help="How many bits grey values of 16 really have.")
+]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Go on past images that cannot be read, and list them.")
+]
+
+
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @app.command()
@@ -72,30 +111,169 @@ def demo(
 
 
 @app.command()
+def fit(
+    normals: Annotated[Path, typer.Option(help="Folder of normal images.")],
+    out: Annotated[Path, typer.Option(help="The detector file to write, such as bottle.inctrl.")],
+    category: Category_ = "object",
+    categories: Annotated[
+        bool, typer.Option("--categories", help="Each sub-folder of --normals is a category of its own.")
+    ] = False,
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", "-k", min=1, help="K: how many normal images are drawn. Default: all."),
+    ] = None,
+    seed: Seed = 0,
+    model: Model = "photo",
+    image_size: ImageSize = None,
+    region: RegionOption = None,
+    tiles: Tiles = None,
+    any_rotation: AnyRotation = False,
+    keep_aspect: KeepAspect = False,
+    bits: Bits = None,
+    skip_unreadable: SkipUnreadable = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Take in what normal looks like, once, and write it to a detector file for `calibrate` and `score`.
+
+    Needs no training and no anomalous image. The first threshold comes from the normal images themselves;
+    `calibrate` makes a better one.
+    """
+    from inctrl_lite.data.images import find_images
+    from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.files import check_writable
+    from inctrl_lite.scoring import fit_folder
+
+    check_writable(out.parent)
+    if out.is_dir():
+        raise InctrlError(f"{out} is a folder: give the file to write, such as {out / 'x.inctrl'}")
+    folders = {category: normals}
+    if categories:
+        find_images(normals)  # is it a folder with images?
+        folders = {p.name: p for p in sorted(normals.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+        if not folders:
+            raise InctrlError(f"{normals} has no sub-folders: leave --categories out")
+    detector = AnomalyDetector.from_pretrained(model, image_size=image_size, device=device)
+    skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
+    view = _view(region, tiles, any_rotation, keep_aspect, bits)
+    for name, folder in folders.items():
+        fit_folder(detector, folder, name, shots=shots, seed=seed, skipped=skipped, **view)
+    detector.save(out)
+    if json:
+        _print_json(
+            {"detector": str(out), "categories": _categories_fitted(detector), "skipped": skipped or []}
+        )
+        return
+    for name, reason in skipped or []:
+        print(f"left out {name}: {reason}")
+    _print_fitted(detector)
+    print(f"detector: {out}")
+
+
+@app.command()
+def calibrate(
+    detector: DetectorFile,
+    normals: Annotated[
+        Path | None, typer.Option(help="Folder of normal images that were not fitted.")
+    ] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option(help="Folder with sub-folders good/ and others, in place of --normals."),
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option(help="With --normals: wanted share of false alarms, such as 0.01.")
+    ] = 0.05,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="With --labelled: wanted share of found anomalies. Default: the best F1."),
+    ] = None,
+    category: CategoryOfMany = None,
+    out: Annotated[Path | None, typer.Option(help="Write another file. Default: the same one.")] = None,
+    skip_unreadable: SkipUnreadable = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Set the threshold of a detector file, with a known rate of false alarms or of found anomalies.
+
+    From normal images alone, the rate is promised on average over sets of normal images, as long as later
+    ones come from the same source. A rate of 0.01 needs 99 images.
+    """
+    from inctrl_lite.data.folders import normal_images, read_labelled
+    from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.files import check_writable, locked
+
+    if (normals is None) == (labelled is None):
+        raise typer.BadParameter("give either --normals or --labelled")
+    target = out or detector
+    check_writable(target.parent)
+    with locked(target.parent, name=target.name):  # two calibrations must not overwrite each other
+        loaded = AnomalyDetector.load(detector, device=device)
+        name = loaded.category(category)
+        skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
+        if normals is not None:
+            images = [(item.name, item.image) for item in normal_images(normals)]
+            loaded.calibrate(category=name, normals=images, false_alarm_rate=false_alarms, skipped=skipped)
+        elif labelled is not None:
+            items = read_labelled(labelled)
+            if items is None:
+                raise InctrlError(f"{labelled} has no sub-folder good/ (or normal/, or ok/), so no labels")
+            found = [(item.name, item.image) for item in items]
+            loaded.calibrate(found, [int(item.label or 0) for item in items], name, recall=recall)
+        loaded.save(target)
+    if json:
+        fitted = _categories_fitted(loaded)[name]
+        _print_json({"detector": str(target), "category": name, **fitted, "skipped": skipped or []})
+        return
+    for left_out, reason in skipped or []:
+        print(f"left out {left_out}: {reason}")
+    _print_fitted(loaded, [name])
+    print(f"detector: {target}")
+
+
+@app.command()
 def score(
-    normals: Annotated[Path, typer.Option(help="Folder of normal images, from which K are drawn.")],
     queries: Annotated[
         Path,
         typer.Option(
-            help="Image or folder to score. Sub-folders 'good' and others are read as labels (MVTec style)."
+            help="Image or folder to score. Sub-folders 'good' and others are read as labels (MVTec style). "
+            "With a detector of several categories: a folder with a sub-folder for each."
         ),
     ],
+    normals: Annotated[
+        Path | None, typer.Option(help="Folder of normal images, from which K are drawn.")
+    ] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="A file that `inctrl-lite fit` wrote, in place of --normals.")
+    ] = None,
     out: Out = Path("inctrl-scores"),
     shots: Shots = 4,
-    category: Annotated[str, typer.Option(help="What the images show, in words: 'metal nut'.")] = "object",
+    category: CategoryOfMany = None,
     seed: Seed = 0,
     model: Model = "photo",
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=32, help="Side of the input in pixels, for 'photo': 320 finds smaller defects."),
-    ] = None,
+    image_size: ImageSize = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Score above which an image is anomalous; default: from the normal images."),
     ] = None,
-    skip_unreadable: Annotated[
-        bool, typer.Option(help="Go on past images that cannot be read, and list them in the report.")
+    region: RegionOption = None,
+    tiles: Tiles = None,
+    any_rotation: AnyRotation = False,
+    keep_aspect: KeepAspect = False,
+    bits: Bits = None,
+    maps: Annotated[
+        str | None, typer.Option(help="Also write raw residual maps: npy, tiff (float32) or png (16 bits).")
+    ] = None,
+    limits: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW,HIGH: residuals drawn darkest and brightest. Default: from the normal images."
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="With --detector: wait for new images; one line of JSON for each."),
     ] = False,
+    skip_unreadable: SkipUnreadable = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; scores do not depend on it.")
     ] = 32,
@@ -103,32 +281,63 @@ def score(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Score a folder of photos against K normal ones.
+    """Score a folder of photos against K normal ones, or with a detector file.
 
     Writes scores.csv, scores.json, heat maps and report.html to the output folder; metrics too, if the
     folder of queries carries labels.
     """
-    from inctrl_lite.scoring import score_folder
+    from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.scoring import score_categories, score_folder, score_queries
 
-    result = score_folder(
-        normals,
-        queries,
-        out,
-        shots=shots,
-        category=category,
-        seed=seed,
-        model=model,
-        image_size=image_size,
-        threshold=threshold,
-        skip_unreadable=skip_unreadable,
-        batch_size=batch_size,
-        device=device,
-        progress=not quiet,
-    )
-    if json:
-        _print_json(result.to_dict())
-    else:
-        print(result.summary())
+    if (normals is None) == (detector is None):
+        raise typer.BadParameter("give either --normals (to fit now) or --detector (a file from fit)")
+    view = _view(region, tiles, any_rotation, keep_aspect, bits)
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "skip_unreadable": skip_unreadable,
+        "batch_size": batch_size,
+        "progress": not quiet,
+        "maps": maps,
+        "limits": None if limits is None else _two_numbers(limits),
+    }
+    if normals is not None:
+        if watch:
+            raise typer.BadParameter("--watch needs --detector: fit once, then watch")
+        result = score_folder(
+            normals,
+            queries,
+            out,
+            shots=shots,
+            category=category or "object",
+            seed=seed,
+            model=model,
+            image_size=image_size,
+            device=device,
+            **options,
+            **view,
+        )
+        print(_json_text(result.to_dict()) if json else result.summary())
+        return
+    if any(value for value in view.values()):
+        raise typer.BadParameter("region, tiles and the like belong to `fit`: the detector file holds them")
+    assert detector is not None
+    loaded = AnomalyDetector.load(detector, device=device)
+    if watch:
+        from inctrl_lite.watch import watch_folder
+
+        for line in watch_folder(loaded, queries, category, threshold=threshold):
+            print(json_.dumps(line, allow_nan=False), flush=True)
+        return
+    options["settings"] = {"detector": str(detector)}
+    if category is None and len(loaded.categories) > 1:
+        results = score_categories(loaded, queries, out, **options)
+        if json:
+            _print_json({name: result.to_dict() for name, result in results.items()})
+        else:
+            print("\n\n".join(f"{name}\n{result.summary()}" for name, result in results.items()))
+        return
+    result = score_queries(loaded, queries, out, category=category, **options)
+    print(_json_text(result.to_dict()) if json else result.summary())
 
 
 @app.command()
@@ -212,7 +421,10 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """AUROC and AP of a trained model by category: mean and standard deviation over the draws."""
+    """AUROC and AP of a trained model by category: mean and standard deviation over the draws.
+
+    Where the data set has masks, also pixel AUROC and AUPRO of the residual map.
+    """
     import pandas as pd
 
     from inctrl_lite.detector import AnomalyDetector
@@ -245,7 +457,8 @@ def evaluate(
     if json:
         _print_json(rows.to_dict("records"))
         return
-    table = rows.groupby(["dataset", "category"], sort=False)[["auroc", "ap"]].agg(["mean", "std"])
+    measured = [name for name in ("auroc", "ap", "pixel_auroc", "aupro") if rows[name].notna().any()]
+    table = rows.groupby(["dataset", "category"], sort=False)[measured].agg(["mean", "std"])
     table.loc[("mean", ""), :] = table.mean()
     print(table.to_string(float_format="{:.3f}".format, na_rep="-"))  # one draw has no deviation
 
@@ -373,6 +586,59 @@ def _categories(data: str) -> list[Category]:
     return load_dataset(data)
 
 
+def _view(
+    region: str | None, tiles: str | None, any_rotation: bool, keep_aspect: bool, bits: int | None
+) -> dict[str, Any]:
+    """The options of `AnomalyDetector.fit` that say what is looked at."""
+    box: Any = region
+    if region is not None and not Path(region).exists() and region.count(",") == 3:
+        box = region.split(",")
+    side: int | str | None = tiles
+    if tiles is not None and tiles != "auto":
+        if not tiles.isdecimal():
+            raise InctrlError(f"--tiles {tiles}: give auto, or the side of a tile in pixels")
+        side = int(tiles)
+    return {
+        "region": box,
+        "tiles": side,
+        "any_rotation": any_rotation,
+        "keep_aspect": keep_aspect,
+        "bits": bits,
+    }
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InctrlError(f"--limits {text}: give two numbers, such as 0.05,0.3") from error
+    return low, high
+
+
+def _categories_fitted(detector: AnomalyDetector) -> dict[str, dict[str, Any]]:
+    """What the terminal's JSON says of each category."""
+    return {
+        name: {
+            "normal_images": list(fitted.names),
+            "normal_scores": list(fitted.normal_scores),
+            "threshold": fitted.threshold,
+            "threshold_source": fitted.threshold_source,
+            "expected_false_alarm_rate": fitted.expected_rate,
+        }
+        for name, fitted in detector.categories.items()
+    }
+
+
+def _print_fitted(detector: AnomalyDetector, names: Sequence[str] | None = None) -> None:
+    for name in names or detector.categories:
+        fitted = detector.categories[name]
+        threshold = "none" if fitted.threshold is None else f"{fitted.threshold:.3f}"
+        print(f"{name}: {fitted.shots} normal images, threshold {threshold} ({fitted.threshold_source})")
+        if fitted.normal_scores:
+            low, high = min(fitted.normal_scores), max(fitted.normal_scores)
+            print(f"{name}: normal images score {low:.3f} to {high:.3f}")
+
+
 def _json_text(value: Any) -> str:
     return json_.dumps(value, indent=2, default=str, allow_nan=False)
 
@@ -389,9 +655,10 @@ def main() -> None:
     except InctrlError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:  # typer makes this of Ctrl-C, and says nothing
+        if ended.code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ class AnomalyDetector:
             InctrlError: labels and images do not match, only one class, no normal image that was not fitted,
                 or a rate out of range.
         """
-        category = self._category(category)
+        category = self.category(category)
         fitted = self.categories[category]
         if (normals is None) == (images is None):
             raise InctrlError("calibrate needs either images with labels, or normals: give one of the two")
@@ -350,7 +350,7 @@ class AnomalyDetector:
         Args:
             skipped: a list that receives (name, reason) of unreadable files; None: they raise.
         """
-        category = self._category(category)
+        category = self.category(category)
         fitted = self.categories[category]
         encoder = Encoder(self.backbone, _checked_batch_size(batch_size))
         # tiles of one picture fill a batch by themselves
@@ -404,7 +404,12 @@ class AnomalyDetector:
             terms = {k: v[worst].item() for k, v in scores.terms.items()}
             yield scores.final[worst].item(), terms, fitted.view.stitch(maps)
 
-    def _category(self, category: str | None) -> str:
+    def category(self, category: str | None) -> str:
+        """The name of a fitted category; None: the only one.
+
+        Raises:
+            InctrlError: it is not fitted, or None and there is more than one.
+        """
         if category is None and len(self.categories) == 1:
             return next(iter(self.categories))
         if category in self.categories:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from inctrl_lite.backbones.base import Backbone
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import draw_support
+from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.device import process_group
 from inctrl_lite.encoder import BATCH_SIZE, Encoder, batched
 from inctrl_lite.evidence import Scores
-from inctrl_lite.metrics import image_metrics
+from inctrl_lite.metrics import image_metrics, pixel_metrics
 from inctrl_lite.model import InCTRL
+from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.store import FeatureStore
+from inctrl_lite.view import View
+
+PIXELS = 256  # pixel metrics are computed on pictures whose longer side has at most so many pixels
 
 
 @torch.no_grad()
@@ -100,7 +108,8 @@ def evaluate(
         progress: show progress bars.
 
     Returns:
-        One row a category: dataset, category, domain, shots, seed, auroc, ap, n_normal, n_anomalous.
+        One row a category: dataset, category, domain, shots, seed, auroc, ap, pixel_auroc and aupro of the
+        residual map (NaN without masks), n_normal, n_anomalous.
 
     Raises:
         InctrlError: an image cannot be read, or a category has fewer normal images than `shots` (named).
@@ -122,9 +131,55 @@ def evaluate(
         )
         labels = category.labels
         metrics = image_metrics(labels, scores.final.tolist())
+        maps = scores.patch_map.unflatten(-1, backbone.map_grid).float().numpy()  # [B, h, w]
+        pixels = map_metrics(maps, category.test, backbone.preprocessor)
         rows.append(
             {"dataset": category.dataset, "category": category.name, "domain": category.domain}
             | {"shots": shots, "seed": seed, "auroc": metrics["auroc"], "ap": metrics["ap"]}
+            | {name: pixels.get(name, float("nan")) for name in ("pixel_auroc", "aupro")}
             | {"n_normal": labels.count(0), "n_anomalous": labels.count(1)}
         )
     return pd.DataFrame(rows)
+
+
+# --- maps ---------------------------------------------------------------------------------------------
+
+
+def map_metrics(
+    maps: Sequence[np.ndarray] | np.ndarray,
+    items: Sequence[Item],
+    view: View | Preprocessor,
+    pixels: int = PIXELS,
+) -> dict[str, float]:
+    """Pixel AUROC and AUPRO of maps against masks; empty where an anomalous image has no mask.
+
+    Args:
+        maps: one [h, w] for each image, on a grid over what is looked at.
+        items: the images, with their masks.
+        view: how the maps lie in the pictures. What the model does not see counts as its lowest score.
+        pixels: pictures are compared at this size of the longer side at most; a pixel of a reduced mask
+            counts as a defect if any part of it is one.
+    """
+    anomalous = [item for item in items if item.label == 1]
+    if not anomalous or any(item.mask is None for item in anomalous):
+        return {}
+    sizes = [load_image(item.image).size for item in items]
+    width, height = (max(side) for side in zip(*sizes, strict=True))
+    factor = max(1.0, max(width, height) / pixels)
+    size = max(1, round(width / factor)), max(1, round(height / factor))
+    lowest = min(float(values.min()) for values in maps)
+    values = [
+        np.nan_to_num(view.to_picture(grid, own, size), nan=lowest)
+        for grid, own in zip(maps, sizes, strict=True)
+    ]
+    masks = [
+        np.zeros(size[::-1], bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
+        for item, own in zip(items, sizes, strict=True)
+    ]
+    return pixel_metrics(np.stack(masks), np.stack(values))
+
+
+def resize_mask(mask: Bool[np.ndarray, "H W"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """A mask at (width, height); a pixel of a smaller one is set if any pixel that it covers is."""
+    tensor = torch.from_numpy(mask.astype(np.float32))[None]
+    return F.adaptive_max_pool2d(tensor, (size[1], size[0]))[0].numpy() > 0

@@ -184,11 +184,15 @@ def _checksum(data: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, wait: float = 0.0, name: str = "") -> Iterator[None]:
     """Hold a folder for this process while the block runs; the folder is made if it is missing.
 
     The operating system frees the folder when the process ends, however it ends. Two small hidden files,
     `.lock` and `.lock-holder`, may stay behind; they lock nothing.
+
+    Args:
+        wait: seconds to wait for another process.
+        name: of one file in the folder; only that is held. "": the folder.
 
     Raises:
         InctrlError: another process holds the folder (the message names it), or it cannot be written.
@@ -196,10 +200,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder = Path(folder)
-    lock, holder = folder / ".lock", folder / ".lock-holder"
+    lock, holder = (folder / f".{name}{ending}" for ending in (".lock", ".lock-holder"))
+    if not name:
+        lock, holder = folder / ".lock", folder / ".lock-holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock, timeout=0)
+        held = FileLock(lock, timeout=wait)
         held.acquire()
     except Timeout:
         try:
@@ -207,7 +213,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         except OSError:
             who = "another process"
         raise InctrlError(
-            f"{folder} is in use by {who}: wait until it has finished, or choose another folder"
+            f"{folder / name} is in use by {who}: wait until it has finished, or choose another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
         raise InctrlError(f"cannot lock {folder}: {error}. Choose a folder on another disk") from error

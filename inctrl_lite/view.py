@@ -21,10 +21,10 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.preprocess import Preprocessor, linear_weights
 
 OVERLAP = 0.25  # of neighbouring tiles, as a share of a tile's side
-MAX_TILES = 64  # that are chosen automatically; memory and time grow with their number
-# An automatic tile has as many pixels as the input. With half as many again, a scratch of 20 x 2 pixels was
-# lost among coins on a photograph of 1200 x 1200 pixels; smaller tiles found no more (benchmarks/tiles.py).
-SHARPNESS = 1.0
+MAX_TILES = 100  # that are chosen automatically; time grows with their number
+# Pixels of an automatic tile for each pixel of the input. Below 1 the tile is enlarged. A scratch of 20 x 2
+# pixels on a photograph of 1200 x 1200 pixels needs that (benchmarks/tiles.py).
+SHARPNESS = 0.75
 MAX_REGION = 1024  # pixels of the longer side of a region that is kept
 HIDDEN = (128, 128, 128)  # colour of what does not count
 MAX_ASPECT_ERROR = 0.02  # by which a region's and a picture's aspect ratio may differ
@@ -231,11 +231,11 @@ class View:
 def automatic_tile(size: tuple[int, int], input_size: tuple[int, int]) -> int:
     """Side in pixels of the tiles that are chosen for a part of (width, height).
 
-    At most `SHARPNESS` pixels of the picture for each pixel of the input, unless that makes more than
+    `SHARPNESS` pixels of the picture for each pixel of the input, unless that makes more than
     `MAX_TILES` tiles.
 
     >>> automatic_tile((1200, 1200), (224, 224)), automatic_tile((200, 200), (224, 224))
-    (224, 224)
+    (168, 168)
     """
     side = int(SHARPNESS * min(input_size))
     while _tile_count(size[0], side) * _tile_count(size[1], side) > MAX_TILES:

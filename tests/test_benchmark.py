@@ -12,7 +12,7 @@ import torch
 from conftest import draw_category
 from typer.testing import CliRunner
 
-from inctrl_lite import benchmark, benchmark_report, load_backbone
+from inctrl_lite import benchmark, benchmark_report, evaluation, load_backbone
 from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.baselines import METHODS, Images, methods_for
 from inctrl_lite.baselines.nearest import GlobalNearest, PatchMax
@@ -21,6 +21,7 @@ from inctrl_lite.benchmark_report import MEAN, MINE, STORY, method_scores, summa
 from inctrl_lite.data.category import Item
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.evaluation import map_metrics, resize_mask
 from inctrl_lite.files import read_checked
 from inctrl_lite.metrics import auroc
 from inctrl_lite.preprocess import Preprocessor
@@ -278,19 +279,19 @@ def test_pixel_metrics_need_the_masks_of_all_anomalous_images():
         Item(np.zeros((8, 8, 3), np.uint8), label, "x", mask=mask if label else None) for label in (0, 1)
     ]
     maps = np.stack([np.zeros((8, 8)), mask.astype(float)])
-    assert benchmark.map_metrics(maps, items, preprocessor)["pixel_auroc"] == 1
-    assert benchmark.map_metrics(maps, [items[0], replace(items[1], mask=None)], preprocessor) == {}
+    assert map_metrics(maps, items, preprocessor)["pixel_auroc"] == 1
+    assert map_metrics(maps, [items[0], replace(items[1], mask=None)], preprocessor) == {}
     both = np.concatenate([maps, maps[1:]])
-    assert benchmark.map_metrics(both, [*items, replace(items[1], mask=None)], preprocessor) == {}
+    assert map_metrics(both, [*items, replace(items[1], mask=None)], preprocessor) == {}
 
 
 def test_pixels_are_counted_on_pictures_of_a_bounded_size(monkeypatch):
     seen = []
-    monkeypatch.setattr(benchmark, "pixel_metrics", lambda *both: seen.append([x.shape for x in both]) or {})
+    monkeypatch.setattr(evaluation, "pixel_metrics", lambda *both: seen.append([x.shape for x in both]) or {})
     mask = np.ones((30, 90), bool)
     item = Item(np.zeros((30, 90, 3), np.uint8), 1, "x", mask=mask)
     for pixels in (45, 256):  # smaller pictures stay as they are
-        benchmark.map_metrics(np.ones((1, 4, 4)), [item], Preprocessor((8, 8), "squeeze"), pixels)
+        map_metrics(np.ones((1, 4, 4)), [item], Preprocessor((8, 8), "squeeze"), pixels)
     assert seen == [[(1, 15, 45)] * 2, [(1, 30, 90)] * 2]
 
 
@@ -301,7 +302,7 @@ def test_what_the_model_does_not_see_counts_as_the_lowest_score():
     item = Item(np.zeros((40, 80, 3), np.uint8), 1, "x", mask=mask)
     maps = np.full((1, 4, 4), -3.0)
     maps[0, :, :3] = -1.0
-    found = benchmark.map_metrics(maps, [item], Preprocessor((40, 40), "crop"))
+    found = map_metrics(maps, [item], Preprocessor((40, 40), "crop"))
     assert found["pixel_auroc"] > 0.85
 
 
@@ -315,11 +316,11 @@ def test_pixel_metrics_follow_the_preprocessor(mode):
         mask[height // 2 : height * 3 // 4, width // 2 : width * 5 // 8] = True
         items.append(Item(np.zeros((height, width, 3), np.uint8), 1, "x", "square", mask))
         maps.append(preprocessor.to_model(mask).numpy())
-    found = benchmark.map_metrics(np.stack(maps), items, preprocessor)
+    found = map_metrics(np.stack(maps), items, preprocessor)
     assert found["pixel_auroc"] > 0.99 and found["aupro"] > 0.95
 
 
 def test_a_thin_defect_survives_the_reduced_mask():
     mask = np.zeros((1000, 700), bool)
     mask[500, 100:600] = True
-    assert benchmark.resize_mask(mask, (179, 256)).any(0).sum() > 120
+    assert resize_mask(mask, (179, 256)).any(0).sum() > 120

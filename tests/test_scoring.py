@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError, scoring
+from inctrl_lite.data.folders import read_labelled
 from inctrl_lite.data.images import load_image
+from inctrl_lite.evaluation import map_metrics
 from inctrl_lite.metrics import image_metrics
-from inctrl_lite.scoring import score_folder
+from inctrl_lite.scoring import fit_folder, score_categories, score_folder, score_queries
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ def test_the_report_ranks_and_frames_and_is_cut(detector, normals, flat, tmp_pat
     monkeypatch.setattr(scoring, "SHOWN", 3)
     result = score_folder(normals, flat, out, model=detector, threshold=threshold)
     assert [p.is_anomalous for p in result.predictions] == list(scores > threshold)
-    assert f"2 above {threshold:.3f} (given)" in result.summary()
+    assert f"2 above {threshold:.3f}\nthreshold: given" in result.summary()
     report = (out / "report.html").read_text()
     ranked = [f"<b>{result.predictions[i].name}</b>" for i in np.argsort(-scores)]
     body = report[report.index("most anomalous first") : report.index("Normal images")]
@@ -180,3 +182,121 @@ def test_wrong_folders_are_named(detector, normals, flat, tmp_path):
             score_folder(normals, tmp_path / wrong, tmp_path / "out", model=detector)
     with pytest.raises(InctrlError, match="6"):
         score_folder(normals, flat, tmp_path / "out", shots=7, model=detector)
+
+
+# --- with a fitted detector --------------------------------------------------------------------------
+
+
+def test_scores_stand_beside_those_of_the_normal_images(detector, normals, flat, tmp_path):
+    result = score_folder(normals, flat, tmp_path / "out", model=detector)
+    scores = result.settings["normal_scores"]
+    assert len(scores) == 4 and result.settings["threshold"] == max(scores)
+    said = f"normal images score {min(scores):.3f} to {max(scores):.3f}"
+    assert said in result.summary()
+    assert "expect about 1 false alarm in 5 normal images" in result.summary()
+    row = rows(tmp_path / "out")[0]
+    assert float(row["normal_lowest"]) == min(scores) and float(row["normal_highest"]) == max(scores)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert f"(normal images {min(scores):.3f} to {max(scores):.3f})" in report
+
+
+def test_a_fitted_detector_scores_without_the_normal_images(detector, normals, flat, tmp_path):
+    fit_folder(detector, normals, "cup", shots=3, seed=1)
+    fitted = score_queries(detector, flat, tmp_path / "a")
+    at_once = score_folder(normals, flat, tmp_path / "b", shots=3, category="cup", seed=1, model=detector)
+    np.testing.assert_array_equal(fitted.predictions.scores, at_once.predictions.scores)
+    assert fitted.normals == at_once.normals
+    assert fitted.normals[0] in (tmp_path / "a" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("maps", ["npy", "tiff", "png"])
+def test_raw_maps_have_the_size_of_the_picture(detector, normals, flat, tmp_path, maps):
+    limits = (0.1, 0.4)
+    result = score_folder(normals, flat, tmp_path / "out", model=detector, maps=maps, limits=limits)
+    for prediction in result.predictions:
+        path = tmp_path / "out" / "maps" / f"{prediction.name}.{maps}"
+        values = np.load(path) if maps == "npy" else np.asarray(Image.open(path))
+        expected = prediction.upsampled_map()
+        assert values.shape == expected.shape == (40, 50) and prediction.limits == limits
+        if maps == "png":
+            grey = np.nan_to_num(((expected - 0.1) / 0.3).clip(0, 1) * 65535)
+            np.testing.assert_allclose(values, grey, atol=1)
+        else:
+            np.testing.assert_array_equal(values, expected)
+
+
+def test_masks_beside_the_queries_give_pixel_metrics(detector, normals, labelled, tmp_path):
+    for i in range(4):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:15, 5 + i : 25] = 255
+        path = labelled / "ground_truth" / "dent" / f"{i}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    result = score_folder(normals, labelled, tmp_path / "out", model=detector)
+    known = [item for item in read_labelled(labelled)]
+    maps = [p.patch_map for p in result.predictions]
+    expected = map_metrics(maps, known, detector.backbone.preprocessor)
+    assert {k: result.metrics[k] for k in expected} == expected and "aupro" in expected
+    assert "AUPRO" in result.summary() and "AUPRO" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_maps_of_images_that_are_gone_are_removed_and_nothing_else(detector, normals, flat, tmp_path):
+    out = tmp_path / "out"
+    score_folder(normals, flat, out, model=detector, maps="npy")
+    (out / "heatmaps" / "mine.png").write_bytes(b"kept")
+    outside = save(tmp_path / "outside.png", 1)
+    said = json.loads((out / "scores.json").read_text())
+    said["scores"].append({"name": "../../outside"})
+    (out / "scores.json").write_text(json.dumps(said))
+    (flat / "3.png").unlink()
+    score_folder(normals, flat, out, model=detector)
+    left = {p.name for p in (out / "heatmaps").iterdir()}
+    assert left == {"0.png.png", "1.png.png", "2.png.png", "4.png.png", "mine.png"}
+    assert not (out / "maps" / "3.png.npy").exists() and outside.exists()
+
+
+def test_a_folder_for_each_category_is_scored_in_one_run(detector, normals, flat, tmp_path):
+    queries = tmp_path / "day"
+    for seed, name in enumerate(("cup/a.png", "cup/b.png", "nut/a.png", "other/a.png")):
+        save(queries / name, 400 + seed)
+    fit_folder(detector, normals, "cup", shots=3)
+    fit_folder(detector, flat, "nut")
+    with pytest.warns(UserWarning, match="left out other, not among 'cup', 'nut'"):
+        found = score_categories(detector, queries, tmp_path / "out")
+    assert {k: len(v.predictions) for k, v in found.items()} == {"cup": 2, "nut": 1}
+    assert [row["category"] for row in rows(tmp_path / "out")] == ["cup", "cup", "nut"]
+    assert (tmp_path / "out" / "nut" / "report.html").exists()
+    expected = detector.predict(queries / "nut" / "a.png", "nut").scores
+    np.testing.assert_array_equal(found["nut"].predictions.scores, expected)
+    with pytest.raises(
+        InctrlError, match="no sub-folder called like a fitted category. Fitted: 'cup', 'nut'"
+    ):
+        score_categories(detector, flat, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"maps": "jpg"}, "maps as 'jpg': choose npy, tiff, png"),
+        ({"limits": (0.4, 0.2)}, "residuals lie in"),
+        ({"threshold": 1.5}, "scores lie in"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_takes_time(
+    detector, normals, flat, tmp_path, options, message
+):
+    with pytest.raises(InctrlError, match=message):
+        score_folder(normals, flat, tmp_path / "out", model=detector, **options)
+    assert not (tmp_path / "out").exists() and not detector.categories
+
+
+def test_only_the_normal_images_of_a_labelled_folder_are_fitted(detector, labelled):
+    taken = fit_folder(detector, labelled, "cup")
+    assert len(taken) == 4 and all("good" in item.name for item in taken)
+
+
+def test_a_category_that_the_caller_has_fitted_stays_as_it_is(detector, normals, flat, tmp_path):
+    fit_folder(detector, flat, "object")
+    before = detector.categories["object"]
+    score_folder(normals, flat / "0.png", tmp_path / "out", model=detector)
+    assert detector.categories == {"object": before}

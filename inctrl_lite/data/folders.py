@@ -177,6 +177,24 @@ def read_labelled(folder: str | Path) -> list[Item] | None:
     ]
 
 
+def normal_images(folder: str | Path) -> list[Item]:
+    """The normal images of a folder, which may be a labelled one.
+
+    Of a folder in MVTec's layout, those of train/ are taken; of a folder with good/ (or normal/, or ok/)
+    beside other folders, those of good/; otherwise all images in it.
+
+    Raises:
+        InctrlError: no image, or a layout that is not clear (named).
+    """
+    folder = Path(folder)
+    if (folder / "train").is_dir():
+        return list(_training_images(folder / "train", folder.resolve().name))
+    classes = _folders(folder) if folder.is_dir() else []
+    if any(map(_is_normal, classes)) and not all(map(_is_normal, classes)):
+        return [item for item in read_labelled(folder) or [] if item.label == 0]
+    return [Item(path, 0, path.relative_to(folder).as_posix()) for path in find_images(folder)]
+
+
 def _match_masks(folder: Path, test: Path, images: list[Path]) -> dict[Path, Path]:
     """The mask of each image that has one.
 

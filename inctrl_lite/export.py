@@ -191,7 +191,7 @@ def _store_smaller(model: ModelProto, weights: str) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     nodes = []
-    for tensor in model.graph.initializer:
+    for tensor in list(model.graph.initializer):  # scales are added meanwhile
         values = numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.size < FEW:
             continue

@@ -112,20 +112,21 @@ def test_what_cannot_be_exported_is_said(detector, badge, tmp_path):
     assert not (tmp_path / "no.onnx").exists()
 
 
-def test_an_encoder_with_half_the_bytes_gives_the_backbones_features(badge, tmp_path):
+@pytest.mark.parametrize(("weights", "size", "error"), [("float16", 2.1, 0.01), ("int8", 1.2, 0.2)])
+def test_a_smaller_encoder_gives_the_backbones_features(badge, tmp_path, weights, size, error):
     backbone = load_backbone("photo")
-    path = export_encoder(backbone, tmp_path / "encoder.onnx", "float16")
+    path = export_encoder(backbone, tmp_path / "encoder.onnx", weights)
     numbers = sum(tensor.numel() for tensor in backbone.visual.parameters())
-    assert path.stat().st_size < 2.1 * numbers
+    assert path.stat().st_size < size * numbers  # bytes
     picture = load_image(badge.test[0].image)
     with torch.no_grad():
         wanted = backbone.encode_images(backbone.preprocessor(picture)[None])
     found = run(path, as_input(picture, backbone.preprocessor))
     for i, stage in enumerate(wanted.stages):
         scale = stage.tokens.norm(dim=-1).mean()
-        assert (torch.from_numpy(found[f"stage_{i}"]) - stage.tokens[0]).norm(dim=-1).max() < 0.02 * scale
+        assert (torch.from_numpy(found[f"stage_{i}"]) - stage.tokens[0]).norm(dim=-1).max() < error * scale
     embedding = torch.from_numpy(found["global_embedding"])
-    assert torch.cosine_similarity(embedding, wanted.global_embedding[0], dim=0) > 0.9999
+    assert torch.cosine_similarity(embedding, wanted.global_embedding[0], dim=0) > 1 - error
 
 
 def test_a_missing_package_is_named(detector, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files of npm packages, fetched once and checked. Only what is asked for: no dependency trees, no scripts."""
+"""Files of npm packages, fetched once and checked: no dependency trees, no install scripts."""
 
 from __future__ import annotations
 

@@ -8,13 +8,14 @@ const HOLD_MS = 450; // between two normal pictures while the button is held
 const $ = (id) => document.getElementById(id);
 const WHOLE = 105; // of the slider: the whole picture, not a square
 
-const state = {
+export const state = {
   source: null, // "camera" or "pictures"
   normals: [], // { name, frame, input, features, thumbnail }
   checks: [], // { name, frame }
   shown: null, // the frame that is looked at
   detector: null, found: null, paused: false, changed: true,
   centre: [0.5, 0.5], fixed: null, // a region that came with a file
+  looked: 0, // pictures so far
 };
 let model = null, worker = null, ready = null, video = null, times = [];
 
@@ -136,6 +137,8 @@ function choose(source) {
 async function useExample(which) {
   choose("pictures");
   $("example-line").hidden = false;
+  $("advice").textContent = "These are cut from photographs that come with scikit-image; a program blended the defects in. "
+    + "Remove a normal picture, or add one, and see what changes.";
   const example = PAGE.examples[which], here = (file) => new URL(file, location.href);
   anew();
   state.checks = [];
@@ -255,6 +258,7 @@ async function look() {
     }
     if (frame !== state.shown) continue;
     state.found = found && { ...found, frame };
+    state.looked += 1;
     draw();
     tell();
   }
@@ -501,8 +505,8 @@ listen();
 showPart();
 tell();
 look();
+$("choose").hidden = false;
 if (PAGE.fitted) {
   choose("pictures");
   await load(PAGE.fitted, await (await fetch(PAGE.fitted)).arrayBuffer());
 }
-document.body.dataset.ready = "yes"; // for tests

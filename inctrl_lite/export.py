@@ -48,7 +48,7 @@ def export_onnx(detector: AnomalyDetector, path: str | Path, category: str | Non
     Raises:
         InctrlError: category not fitted, tiles or a region that is no box, or a package is missing.
     """
-    category = detector._category(category)
+    category = detector.category(category)
     fitted = detector.categories[category]
     if fitted.view.count > 1:
         raise InctrlError(

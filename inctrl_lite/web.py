@@ -26,7 +26,7 @@ from inctrl_lite.files import fill_folder
 from inctrl_lite.heads.prior import PriorHead
 from inctrl_lite.npm import RUNTIME, npm_pack
 
-# Half the bytes of float32, and the same AUROC within 0.5 points; int8 loses more (benchmarks/web_weights.py).
+# Half the bytes of float32, AUROC within 0.5 points; int8 loses more (benchmarks/web_weights.py).
 WEIGHTS = "float16"
 FITTED = "detector.inctrl"
 
@@ -55,7 +55,7 @@ def export_web(
     Raises:
         InctrlError: category not fitted, a detector that the page cannot use, no npm, or the folder is taken.
     """
-    category = detector._category(category)
+    category = detector.category(category)
     fitted = detector.categories[category]
     usual = detector.backbone.preprocessor
     if fitted.view.count > 1 or fitted.view.preprocessor != usual:

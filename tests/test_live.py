@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(
     not VENDORED.exists(), reason="the browser's runtime is not here: python book/vendor.py"
 )
 
-STATE = "(await import(new URL('app.js', location.href))).state"
-LOOKED = f"async () => {STATE}.found !== null"
+STATE = "window.live"  # what app.js exports, put there by `opened`
+LOOKED = f"() => {STATE}.found !== null"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def badge():
 
 @pytest.fixture(scope="module")
 def pictures(badge, tmp_path_factory) -> dict[str, list[Path]]:
-    """Files of normal pictures and of pictures to look at; neither their size nor their shape is the input's."""
+    """Files of normal pictures and of others; neither their size nor their shape is the input's."""
     folder = tmp_path_factory.mktemp("pictures")
     found = {"normal": badge.train, "check": badge.test}
     for kind, items in found.items():
@@ -118,6 +118,7 @@ def opened(chromium, site: str, script: str = "", address: str = "live/index.htm
         page.add_init_script(script)
     page.goto(site + address)
     page.locator("#choose").wait_for()
+    page.evaluate("async () => { window.live = (await import(new URL('app.js', location.href))).state; }")
     yield page
     context.close()
     assert not wrong
@@ -125,9 +126,7 @@ def opened(chromium, site: str, script: str = "", address: str = "live/index.htm
 
 def normal_count(page, count: int) -> None:
     """Wait until a detector was fitted with so many normal pictures."""
-    page.wait_for_function(
-        f"async () => {STATE}.detector?.normalScores.length === {count if count > 1 else 0}"
-    )
+    page.wait_for_function(f"() => {STATE}.detector?.normalScores.length === {count if count > 1 else 0}")
 
 
 def show(page, pictures: dict[str, list[Path]]) -> None:
@@ -143,10 +142,10 @@ def answers(page, count: int) -> list[dict]:
     found = []
     for i in range(count):
         page.locator("#checks button").nth(i).click()
-        shown = f"async () => {{ const s = {STATE}; return s.found?.frame === s.checks[{i}].frame; }}"
+        shown = f"() => {{ const s = {STATE}; return s.found?.frame === s.checks[{i}].frame; }}"
         page.wait_for_function(shown)
         answer = page.evaluate(
-            f"async () => {{ const {{ score, map }} = {STATE}.found; return {{ score, map: [...map] }}; }}"
+            f"() => {{ const {{ score, map }} = {STATE}.found; return {{ score, map: [...map] }}; }}"
         )
         found.append(answer | {"verdict": page.inner_text("#verdict")})
     return found
@@ -158,15 +157,15 @@ def test_the_page_agrees_with_python(chromium, site, photo, pictures):
     with opened(chromium, site) as page:
         show(page, pictures)
         detector = page.evaluate(
-            f"async () => {{ const d = {STATE}.detector; return [d.normalScores, d.threshold, d.limits]; }}"
+            f"() => {{ const d = {STATE}.detector; return [d.normalScores, d.threshold, d.limits]; }}"
         )
         found = answers(page, len(wanted))
-    np.testing.assert_allclose(detector[0], fitted.normal_scores, atol=5e-3)
-    assert detector[1] == pytest.approx(fitted.threshold, abs=5e-3)
+    np.testing.assert_allclose(detector[0], fitted.normal_scores, atol=2e-3)
+    assert detector[1] == pytest.approx(fitted.threshold, abs=2e-3)
     np.testing.assert_allclose(detector[2], fitted.limits, atol=1e-3)
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours["map"], theirs.patch_map.ravel(), atol=1e-3)
-        assert ours["score"] == pytest.approx(theirs.score, abs=5e-3)
+        assert ours["score"] == pytest.approx(theirs.score, abs=2e-3)
         assert ours["verdict"].startswith("Different" if theirs.is_anomalous else "Like")
     assert np.argsort([f["score"] for f in found]).tolist() == np.argsort(wanted.scores).tolist()
 
@@ -188,22 +187,24 @@ def test_a_camera_is_taught_and_finds_the_patch(chromium, site):
     with opened(chromium, site) as page:
         page.click("#use-camera")
         page.locator("#opacity").fill("0")  # so that the picture itself can be looked at
-        for count in range(1, 5):
-            page.wait_for_function(f"() => !({RED})() && document.getElementById('view').width === 320")
-            page.click("#take")
-            page.locator("#strip li").nth(count - 1).wait_for()
+        page.wait_for_function("() => document.getElementById('view').width === 320")
+        while page.locator("#strip li").count() < 4:
+            page.click("#pause")
             page.wait_for_timeout(300)
-        removed = 0
+            if not page.evaluate(RED):
+                page.click("#take")
+            page.click("#pause")
+            page.wait_for_timeout(300)
         normal_count(page, 4)
         seen(page, True, "Different")
         seen(page, False, "Like")
         page.click("#pause")
-        frames = page.evaluate(f"async () => {STATE}.looked")
+        frames = page.evaluate(f"() => {STATE}.looked")
         page.wait_for_timeout(800)
-        assert page.evaluate(f"async () => {STATE}.looked") - frames <= 1
+        assert page.evaluate(f"() => {STATE}.looked") - frames <= 1
         page.locator("#strip button").first.click()
-        normal_count(page, 3 - removed)
-        assert "1 in 4 false alarms" in page.inner_text("#meaning")
+        normal_count(page, 3)
+        page.locator("#meaning", has_text="1 in 4 false alarms").wait_for()
 
 
 def test_memory_stays_flat(chromium, site):
@@ -217,8 +218,8 @@ def test_memory_stays_flat(chromium, site):
         normal_count(page, 2)
 
         def after(frames: int) -> int:
-            wanted = page.evaluate(f"async () => {STATE}.looked") + frames
-            page.wait_for_function(f"async () => {STATE}.looked >= {wanted}")
+            wanted = page.evaluate(f"() => {STATE}.looked") + frames
+            page.wait_for_function(f"() => {STATE}.looked >= {wanted}")
             return page.evaluate(used)
 
         start = after(20)
@@ -234,7 +235,7 @@ def test_a_saved_detector_goes_to_python_and_back(chromium, site, photo, picture
         page.locator("#view").click(position={"x": 40, "y": 40})
         page.wait_for_timeout(300)
         normal_count(page, 4)
-        page.wait_for_function(f"async () => {STATE}.normals.every((normal) => normal.features)")
+        page.wait_for_function(f"() => {STATE}.normals.every((normal) => normal.features)")
         page.wait_for_timeout(500)
         ours = answers(page, len(pictures["check"]))
         with page.expect_download() as download:
@@ -243,14 +244,15 @@ def test_a_saved_detector_goes_to_python_and_back(chromium, site, photo, picture
         download.value.save_as(path)
         with page.expect_download() as download:
             page.click("#save-picture")
-        assert Image.open(download.value.path()).size == (300, 256)
+        with Image.open(download.value.path()) as saved:
+            assert saved.size == (300, 256)
     assert path.name == "my badge.inctrl"
     loaded = AnomalyDetector.load(path, backbone=photo.backbone)
     fitted = loaded.categories["my badge"]
     assert fitted.shots == 4 and fitted.view.region.box((300, 256)) == (0, 0, 205, 205)
     wanted = loaded.predict(pictures["check"])
     for answer, prediction in zip(ours, wanted, strict=True):
-        assert answer["score"] == pytest.approx(prediction.score, abs=5e-3)
+        assert answer["score"] == pytest.approx(prediction.score, abs=2e-3)
         np.testing.assert_allclose(answer["map"], prediction.patch_map.ravel(), atol=1e-3)
 
     again = loaded.save(tmp_path / "from-python.inctrl")
@@ -266,7 +268,7 @@ def test_a_saved_detector_goes_to_python_and_back(chromium, site, photo, picture
             "() => document.getElementById('fitted-from').textContent.includes('my badge')"
         )
         for answer, prediction in zip(answers(page, len(wanted)), wanted, strict=True):
-            assert answer["score"] == pytest.approx(prediction.score, abs=5e-3)
+            assert answer["score"] == pytest.approx(prediction.score, abs=2e-3)
         for wrong, reason in (
             (damaged, "This is no detector file, or it is damaged"),
             (other, "It was fitted with another network"),
@@ -334,7 +336,7 @@ def test_keyboard_alone_is_enough(chromium, site):
         page.wait_for_function(LOOKED)
         reach("#checks button[aria-pressed='false']")
         page.keyboard.press("Enter")
-        page.wait_for_function(f"async () => {{ const s = {STATE}; return s.shown === s.checks[1].frame }}")
+        page.wait_for_function(f"() => {{ const s = {STATE}; return s.shown === s.checks[1].frame }}")
         reach("#sensitivity")
         page.keyboard.press("ArrowRight")
         assert page.inner_text("#sensitivity-text") == "+1"
@@ -353,7 +355,7 @@ def test_it_is_accessible_and_fits_a_phone(chromium, site, theme):
             .filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 28).length""")
         assert small == 0
         page.evaluate(AXE.read_text(encoding="utf-8"))
-        found = page.evaluate("axe.run({}, { preload: false })")["violations"]
+        found = page.evaluate("axe.run({ preload: false })")["violations"]
         assert not [f"{v['id']}: {n['html'][:200]}" for v in found for n in v["nodes"][:3]]
 
 
@@ -373,7 +375,7 @@ def test_a_fitted_detector_is_exported_with_the_page(chromium, photo, pictures, 
         found = answers(page, len(wanted))
         assert '"badge", fitted with 4 normal pictures' in page.inner_text("#fitted-from")
     for answer, prediction in zip(found, wanted, strict=True):
-        assert answer["score"] == pytest.approx(prediction.score, abs=5e-3)
+        assert answer["score"] == pytest.approx(prediction.score, abs=2e-3)
 
 
 def test_a_detector_that_the_page_cannot_use_is_refused(photo, pictures, tmp_path):

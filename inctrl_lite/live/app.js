@@ -403,9 +403,9 @@ function listChecks() {
 
 let taken = 0, last = 0;
 function take() {
-  if (!video?.videoWidth || performance.now() - last < 250) return;
+  if (!state.shown || performance.now() - last < 250) return;
   last = performance.now();
-  addNormal(`picture ${++taken}`, pixels(video, video.videoWidth, video.videoHeight));
+  addNormal(`picture ${++taken}`, state.shown);
 }
 
 function anew() {

@@ -174,7 +174,7 @@ export function resample(values, [rows, columns], [toRows, toColumns]) {
 // Preprocessor.__call__: a part of a picture (RGBA bytes) as size x size RGB bytes, as Pillow's bicubic does it.
 export function shrink({ data, width }, [left, top, right, bottom], size) {
   const across = kernel(right - left, size), down = kernel(bottom - top, size);
-  // clamped arrays round and stay within 0 to 255
+  // clamped arrays stay within 0 to 255
   const rows = new Uint8ClampedArray((bottom - top) * size * 3), found = new Uint8ClampedArray(size * size * 3);
   for (let y = 0, to = 0; y < bottom - top; y++) {
     for (const { start, weights } of across) {
@@ -184,16 +184,16 @@ export function shrink({ data, width }, [left, top, right, bottom], size) {
         green += weights[i] * data[at + 1];
         blue += weights[i] * data[at + 2];
       }
-      rows[to++] = red;
-      rows[to++] = green;
-      rows[to++] = blue;
+      rows[to++] = Math.floor(red + 0.5);
+      rows[to++] = Math.floor(green + 0.5);
+      rows[to++] = Math.floor(blue + 0.5);
     }
   }
   down.forEach(({ start, weights }, y) => {
     for (let x = 0; x < size * 3; x++) {
       let sum = 0;
       for (let i = 0; i < weights.length; i++) sum += weights[i] * rows[(start + i) * size * 3 + x];
-      found[y * size * 3 + x] = sum;
+      found[y * size * 3 + x] = Math.floor(sum + 0.5);
     }
   });
   return { data: new Uint8Array(found.buffer), width: size, height: size };
@@ -208,6 +208,7 @@ function kernel(from, to) {
     const start = Math.max(0, Math.floor(centre - reach + 0.5)), end = Math.min(from, Math.floor(centre + reach + 0.5));
     const weights = Array.from({ length: end - start }, (_, j) => cubic(Math.abs((j + start - centre + 0.5) / wide)));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
-    return { start, weights: Float64Array.from(weights, (weight) => weight / total) };
+    // Pillow keeps 22 binary places
+    return { start, weights: Float64Array.from(weights, (weight) => Math.round((weight / total) * 2 ** 22) / 2 ** 22) };
   });
 }

@@ -1,20 +1,26 @@
 """Detectors as ONNX files: what they answer is what the detector answers."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from inctrl_lite import AnomalyDetector, InctrlError
 from inctrl_lite.backbones import load_backbone
+from inctrl_lite.cli import app
 from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.images import load_image
 from inctrl_lite.data.photographs import load_photographs
 from inctrl_lite.export import KEY, export_encoder, export_onnx, region_box
 from inctrl_lite.view import View
+
+BOOK = Path(__file__).parents[1] / "book"
 
 ort = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install 'inctrl-lite[export]'")
 pytest.importorskip("onnx", reason="needs onnx: pip install 'inctrl-lite[export]'")
@@ -133,3 +139,22 @@ def test_a_missing_package_is_named(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["inctrl_lite.export"], "find_spec", lambda name: None)
     with pytest.raises(InctrlError, match=r"needs onnx and onnxscript: pip install 'inctrl-lite\[export\]'"):
         export_onnx(detector, tmp_path / "badge.onnx")
+
+
+@pytest.mark.skipif(not BOOK.exists(), reason="needs the repository's book/ folder")
+def test_the_command_line_writes_the_file_and_the_page_of_the_book_runs_it(
+    detector, badge, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    detector.save("bottle.inctrl")
+    result = CliRunner().invoke(app, ["export", "--detector", "bottle.inctrl", "--out", "bottle.onnx"])
+    assert result.exit_code == 0 and result.output == "ONNX file: bottle.onnx\n"
+    assert CliRunner().invoke(app, ["export", "--detector", "bottle.inctrl"]).exit_code == 2
+    picture = load_image(badge.test[-1].image).resize((300, 200))
+    picture.save("new.png")
+    page = (BOOK / "deploy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(compile(code, "deploy.md", "exec"), {})
+    wanted = detector.predict("new.png")[0]
+    word = "different" if wanted.is_anomalous else "normal"
+    assert capsys.readouterr().out == f"{wanted.score:.3f} (threshold {wanted.threshold:.3f}): {word}\n"

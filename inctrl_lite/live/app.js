@@ -122,20 +122,26 @@ function choose(source) {
   state.source = source;
   state.shown = source === "camera" ? null : state.checks[0]?.frame ?? null;
   start();
-  for (const id of ["teach", "watch"]) $(id).hidden = false;
-  for (const id of ["use-camera", "use-files", "use-examples"]) $(id).setAttribute("aria-pressed", "false");
+  $("watch").hidden = false;
+  press(source === "camera" ? "use-camera" : "use-files");
   $("take").hidden = $("pause").hidden = source !== "camera";
-  $("check-line").hidden = $("checks").hidden = source === "camera";
+  $("check-zone").hidden = source === "camera";
   $("example-line").hidden = true;
   $("advice").textContent = source === "camera"
     ? "Put a good one before the camera. Take about four pictures, or hold the button. Move the thing a little between them, keep the light and the background: whatever changes later is called different."
     : "Add about four pictures of good ones, taken from the same place in the same light. Whatever differs from all of them is called different.";
   state.changed = true;
   draw();
+  $("watch").scrollIntoView();
+}
+
+function press(button) {
+  for (const id of ["use-camera", "use-files", "use-examples"]) $(id).setAttribute("aria-pressed", String(id === button));
 }
 
 async function useExample(which) {
   choose("pictures");
+  press("use-examples");
   $("example-line").hidden = false;
   $("advice").textContent = "These are cut from photographs that come with scikit-image; a program blended the defects in. "
     + "Remove a normal picture, or add one, and see what changes.";
@@ -470,7 +476,7 @@ function listen() {
       problem(error instanceof FileError ? `${file.name}: ${error.message}` : `${file.name} is damaged: save it again.`);
     }
   });
-  for (const [id, action] of [["teach", addNormals], ["watch", addChecks]]) {
+  for (const [id, action] of [["normal-zone", addNormals], ["check-zone", addChecks]]) {
     on(id, "dragover", (event) => { event.preventDefault(); $(id).classList.add("drop"); });
     on(id, "dragleave", () => $(id).classList.remove("drop"));
     on(id, "drop", (event) => { event.preventDefault(); $(id).classList.remove("drop"); action([...event.dataTransfer.files]); });

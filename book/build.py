@@ -27,14 +27,14 @@ import nbformat
 import yaml
 from PIL import Image
 from results import results_page
-from vendor import vendor, vendored
+from vendor import RUNTIME_FILES, vendor, vendored
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
 LIBRARY = (ROOT / "inctrl_lite", ROOT / "benchmarks" / "results")  # what lessons depend on
 EXECUTED = BOOK / "executed"  # not below _build, which nbmake passes over
 HTML = BOOK / "_build" / "html"
-PAGE_MB, SITE_MB = 2, 60
+PAGE_MB, SITE_MB = 2, 70
 CORES = os.cpu_count() or 1
 AT_ONCE = min(CORES, 4)  # lessons; each takes about a gigabyte of memory
 
@@ -58,6 +58,7 @@ def main() -> None:
     if not (HTML / "index.html").exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != made:
         stamp.unlink(missing_ok=True)
         make_html()
+        live_page()
         write_changed(stamp, made)
     check_sizes()
     print(f"\nThe site is ready: {HTML / 'index.html'}")
@@ -288,8 +289,21 @@ def make_html() -> None:
     subprocess.run(start + options, cwd=ROOT, env=own_environment(), check=True)
 
 
+def live_page() -> None:
+    """The page that runs a detector in the reader's browser; without npm, one that says what is missing."""
+    shutil.rmtree(HTML / "live", ignore_errors=True)
+    if vendored():
+        from live import write_live_page  # torch takes its time, and is not always needed
+
+        write_live_page(HTML / "live", RUNTIME_FILES)
+        return
+    text = "This copy of the site was built without npm, so the live page is missing."
+    page = f'<!DOCTYPE html><html lang="en"><title>Live page</title><main><p>{text}</p></main></html>'
+    write_changed(HTML / "live" / "index.html", page)
+
+
 def check_sizes() -> None:
-    """No page above 2 MB with its own pictures, and the whole site below 60 MB."""
+    """No page above 2 MB with its own pictures, and the whole site below 70 MB."""
     for page in sorted(HTML.rglob("*.html")):
         weight = page_weight(page)
         if weight > PAGE_MB * 1e6:

@@ -6,17 +6,15 @@ trees, no install scripts), and their contents must be the ones known here. The 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import shutil
-import subprocess
-import tarfile
-import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from inctrl_lite.npm import RUNTIME, npm_pack
 
 BOOK = Path(__file__).parent
 ASSETS = BOOK / "assets" / "vendor"  # becomes part of the site
 AXE = BOOK / "vendor" / "axe.min.js"  # for the browser tests only
+RUNTIME_FILES = BOOK / "vendor" / "onnxruntime"  # build.py puts them beside the live page
 
 # package -> (SHA-256 of what npm packs, {pattern inside it: where it goes})
 PACKAGES = {
@@ -39,6 +37,7 @@ PACKAGES = {
         "0f2b4d7dcdf7d1219df8d1959ad68e565f51d14c3f0d88bb71cd59abeb956292",
         {"axe.min.js": AXE.parent},
     ),
+    RUNTIME[0]: (RUNTIME[1], dict.fromkeys(RUNTIME[2], RUNTIME_FILES)),
 }
 DONE = ASSETS / "packages.txt"  # written last
 
@@ -56,25 +55,10 @@ def vendor() -> None:
         subprocess.CalledProcessError: npm could not fetch a package.
         ValueError: a package is not the one that was tried.
     """
-    npm = shutil.which("npm")
-    if npm is None:
-        raise OSError("npm is not installed")
-    for folder in (ASSETS, AXE.parent):
+    for folder in (ASSETS, AXE.parent, RUNTIME_FILES):
         shutil.rmtree(folder, ignore_errors=True)
     for package, (digest, files) in PACKAGES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            command = [npm, "pack", "--silent", "--pack-destination", folder, package]
-            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=300)
-            content = next(Path(folder).glob("*.tgz")).read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"{package} is not what it was when it was tried")
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            for member in archive.getmembers():
-                path = PurePosixPath(member.name).relative_to("package")
-                for pattern, target in files.items():
-                    if path.parent == PurePosixPath(pattern).parent and path.match(pattern):
-                        target.mkdir(parents=True, exist_ok=True)
-                        (target / path.name).write_bytes(archive.extractfile(member).read())
+        npm_pack(package, digest, files)
     DONE.write_text("\n".join(PACKAGES) + "\n", encoding="utf-8")
 
 

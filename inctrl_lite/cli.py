@@ -13,6 +13,7 @@ import typer
 from inctrl_lite import __version__
 from inctrl_lite.data.commands import app as data_app
 from inctrl_lite.errors import InctrlError
+from inctrl_lite.export_command import export
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(export)
 
 Shots = Annotated[int, typer.Option("--shots", "-k", min=1, help="K: how many normal images are given.")]
 Seed = Annotated[int, typer.Option(help="Which K normal images are drawn.")]

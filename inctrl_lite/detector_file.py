@@ -64,6 +64,18 @@ def write_detector(
     about = {
         "format": FORMAT,
         "version": __version__,
+        **trained_part(model, backbone),
+        "categories": records,
+    }
+    text = json.dumps(about, indent=1, allow_nan=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(tensors, {KEY: text, CHECKSUM: _checksum(text, tensors)})
+    return write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def trained_part(model: InCTRL, backbone: Backbone) -> dict[str, Any]:
+    """What a file says of model and backbone, whatever is fitted."""
+    return {
         "model": {
             "embed_dim": model.embed_dim,
             "num_patches": model.num_patches,
@@ -73,12 +85,7 @@ def write_detector(
             "stage_widths": list(model.stage_widths),
         },
         "backbone": {"arguments": backbone.arguments, "digest": backbone.weights_digest},
-        "categories": records,
     }
-    text = json.dumps(about, indent=1, allow_nan=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(tensors, {KEY: text, CHECKSUM: _checksum(text, tensors)})
-    return write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
 def read_detector(

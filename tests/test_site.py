@@ -6,31 +6,29 @@
 
 import base64
 import fnmatch
-import functools
 import hashlib
 import importlib
 import json
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import browser
 import nbformat
 import numpy as np
 import pytest
 import yaml
+from browser import AXE
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 HTML = BOOK / "_build" / "html"
-AXE = BOOK / "vendor" / "axe.min.js"  # fetched with the pages' own scripts
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = sorted(
     path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts
@@ -220,6 +218,7 @@ def test_vendored_packages_are_pinned(build):
         "requirejs",
         "mathjax",
         "axe-core",
+        "onnxruntime-web",
     }
     for package, (digest, files) in vendor.PACKAGES.items():
         assert re.fullmatch(r".+@\d+\.\d+\.\d+", package) and re.fullmatch(r"[0-9a-f]{64}", digest) and files
@@ -227,13 +226,15 @@ def test_vendored_packages_are_pinned(build):
 
 def test_another_content_of_a_package_is_refused(build, monkeypatch, tmp_path):
     vendor = importlib.import_module("vendor")
+    npm = importlib.import_module("inctrl_lite.npm")
     (tmp_path / "vendor").mkdir()
     monkeypatch.setattr(vendor, "ASSETS", tmp_path / "vendor" / "assets")
     monkeypatch.setattr(vendor, "AXE", tmp_path / "vendor" / "axe" / "axe.min.js")
     monkeypatch.setattr(vendor, "DONE", tmp_path / "vendor" / "packages.txt")
-    monkeypatch.setattr(vendor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(vendor, "RUNTIME_FILES", tmp_path / "vendor" / "runtime")
+    monkeypatch.setattr(npm.shutil, "which", lambda name: name)
     monkeypatch.setattr(
-        vendor.subprocess, "run", lambda _, cwd, **__: (Path(cwd) / "some.tgz").write_bytes(b"other")
+        npm.subprocess, "run", lambda _, cwd, **__: (Path(cwd) / "some.tgz").write_bytes(b"other")
     )
     with pytest.raises(ValueError, match="is not what it was"):
         vendor.vendor()
@@ -304,38 +305,18 @@ def test_explorers_on_at_least_eight_pages():
 # --- in a browser --------------------------------------------------------------------------------------
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     """The built site on the loopback interface."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with browser.served(HTML) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def chromium():
     """The machine's browser, or Playwright's own."""
-    if not AXE.exists():
-        pytest.skip("without npm the site's pages load scripts from other hosts: python book/vendor.py")
-    api = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install -e ".[browser]"')
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    machines = next(filter(None, map(shutil.which, names)), None)
-    flags = "--no-sandbox --disable-gpu --disable-background-networking --no-first-run"
-    flags += " --disable-component-update --disable-sync"
-    nowhere = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with api.sync_playwright() as playwright:
-        if not machines and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("there is no Chromium: apt-get install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=machines, args=[*flags.split(), nowhere])
-        yield browser
-        browser.close()
+    with browser.chromium() as found:
+        yield found
 
 
 class Visit:

@@ -74,21 +74,23 @@ def picture(thing: Thing, *stream: int, faults: tuple[str, ...] = (), grey: bool
     return photograph(rng, damage(rng, drawn, faults, grey)[0] if faults else drawn.image)
 
 
-def category(name: str, normal: Callable[[int], np.ndarray], odd: Callable[[int], np.ndarray]) -> Category:
+def category(
+    name: str, normal: Callable[[int], np.ndarray], anomalous: Callable[[int], np.ndarray]
+) -> Category:
     items = [Item(normal(i), 0, f"{name}/{i}") for i in range(POOL + NORMAL)]
-    odd_ones = [Item(odd(i), 1, f"{name}/odd/{i}") for i in range(ANOMALOUS)]
-    return Category("development", name, "development", tuple(items[:POOL]), (*items[POOL:], *odd_ones))
+    broken = [Item(anomalous(i), 1, f"{name}/anomalous/{i}") for i in range(ANOMALOUS)]
+    return Category("development", name, "development", tuple(items[:POOL]), (*items[POOL:], *broken))
 
 
 def things(make: Callable, name: str, first: int, groups: int = 4, size: int = 6) -> Iterator[Category]:
     """One thing against the five others of its group, for three things of each group."""
     for group in range(groups):
-        kin = [make(default_rng(0), f"{name} {first + size * group + i}") for i in range(size)]
+        family = [make(default_rng(0), f"{name} {first + size * group + i}") for i in range(size)]
         for c in range(3):
-            others = kin[:c] + kin[c + 1 :]
+            others = family[:c] + family[c + 1 :]
             yield category(
                 f"{name} {group} {c}",
-                lambda i, kin=kin, c=c, group=group: picture(kin[c], group, c, i),
+                lambda i, family=family, c=c, group=group: picture(family[c], group, c, i),
                 lambda i, others=others, c=c, group=group: picture(others[i % len(others)], group, c, i, 1),
             )
 
@@ -96,11 +98,11 @@ def things(make: Callable, name: str, first: int, groups: int = 4, size: int = 6
 def mixtures(make: Callable, name: str, first: int, groups: int = 3) -> Iterator[Category]:
     """Three things are normal and three are not, as where a data set's normal class has several kinds."""
     for group in range(groups):
-        kin = [make(default_rng(0), f"{name} {first + 6 * group + i}") for i in range(6)]
+        family = [make(default_rng(0), f"{name} {first + 6 * group + i}") for i in range(6)]
         yield category(
             f"{name} mixture {group}",
-            lambda i, kin=kin, group=group: picture(kin[i % 3], group, 7, i),
-            lambda i, kin=kin, group=group: picture(kin[3 + i % 3], group, 7, i, 1),
+            lambda i, family=family, group=group: picture(family[i % 3], group, 7, i),
+            lambda i, family=family, group=group: picture(family[3 + i % 3], group, 7, i, 1),
         )
 
 

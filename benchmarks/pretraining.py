@@ -25,7 +25,7 @@ from inctrl_lite.benchmark import embedded, run_benchmark
 from inctrl_lite.benchmark_report import MEAN, MINE
 from inctrl_lite.files import write_text
 from inctrl_lite.tiny.corpus import SIZE
-from inctrl_lite.tiny.pretrain import CROWD_KEEPS, PATCH, RECIPES, Recipe
+from inctrl_lite.tiny.pretrain import LARGE_BATCH_PATCHES, PATCH, RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 1000  # steps between the snapshots that are measured
@@ -43,7 +43,9 @@ EXPORTED = "{} run, mean with its start"
 def patches_seen(recipe: Recipe) -> np.ndarray:
     """Millions of image patches that went through the tower after each step of a run."""
     a_step = [3 * phase.batch * (phase.size // PATCH) ** 2 for phase in recipe.phases]
-    a_step[-1] += 2 * recipe.crowd * int(CROWD_KEEPS * (SIZE // PATCH) ** 2)  # in the last phase
+    a_step[-1] += (
+        2 * recipe.large_batch * int(LARGE_BATCH_PATCHES * (SIZE // PATCH) ** 2)
+    )  # in the last phase
     return np.repeat(a_step, [p.steps for p in recipe.phases]).cumsum() / 1e6
 
 
@@ -78,7 +80,7 @@ def measure(runs: Path, old: pd.DataFrame) -> pd.DataFrame:
             ):
                 row |= quality(places[step])
             rows.append(row)
-        if recipe.kept and (runs / name / "weights").exists():
+        if recipe.soup_weight and (runs / name / "weights").exists():
             row = {"run": EXPORTED.format(name), "step": len(seen), "million patches": before}
             rows.append(row | quality(runs / name / "weights"))
     return pd.DataFrame(rows)

@@ -23,13 +23,11 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import compare
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
+from inctrl_lite.residual import leave_two_out_maps
 from inctrl_lite.support import SupportSet
 from inctrl_lite.view import View
 from inctrl_lite.viz import colour_range
 
-# Up to so many normal images, each is compared with a support set made of the others alone. That takes time
-# that grows with the third power of their number. Beyond it, the statistics of all of them are used.
-EXACT_LEAVE_ONE_OUT = 16
 MANY = 500  # normal images with which scoring takes a second an image or more on two CPU cores
 
 
@@ -119,6 +117,33 @@ def read_all(
     return found
 
 
+@dataclass(frozen=True)
+class Normals:
+    """The normal images as a backbone sees them.
+
+    Attributes:
+        names, digests: of the K images that could be read.
+        features: [K, T, ...] of the T tiles of each.
+        augmented: of augmented copies [K, A, ...], or None.
+        rotated: of rotated copies [K, R, ...], or None.
+    """
+
+    names: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    features: ImageFeatures
+    augmented: ImageFeatures | None
+    rotated: ImageFeatures | None
+
+    def of_tile(
+        self, tile: int, view: View
+    ) -> tuple[ImageFeatures, ImageFeatures | None, ImageFeatures | None]:
+        """(features, augmented, more) of one tile, as `SupportSet.of` takes them."""
+        if view.count == 1:
+            return self.features[:, 0], self.augmented, self.rotated
+        around = view.neighbours()[tile][1:]
+        return self.features[:, tile], None, self.features[:, around]  # [K, ...], [K, 8, ...]
+
+
 def fit_category(
     model: InCTRL,
     encoder: Encoder,
@@ -151,8 +176,79 @@ def fit_category(
             "one of them out"
         )
     # as many copies as the others have when one normal image is compared with them
-    count = augmentation_count(max(1, len(sources) - 1)) if model.head.augments_support else 0
-    parts, copies, turned, names, digests = [], [], [], [], []
+    copies = augmentation_count(max(1, len(sources) - 1)) if model.head.augments_support else 0
+    normals = encode_normals(encoder, category, sources, view, copies, any_rotation, skipped)
+    text = text_prototypes(encoder.backbone, category) if model.head.needs_text else None
+    supports, scores = [], []
+    for tile in range(view.count):
+        features, augmented, more = normals.of_tile(tile, view)
+        support = model.support(features, augmented, more)
+        if support.normal_statistics is None:  # for the colours of maps
+            support = replace(
+                SupportSet.of(features, augmented, more=more), normal_level=support.normal_level
+            )
+        scores.append(leave_one_out_scores(model, features, augmented, more, text))  # [K]
+        if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
+            support = replace(support, stages=features.stages, regions=features.regions)
+        supports.append(replace(support, normal_maps=None))
+    support = SupportSet.stack(supports)  # [T, ...]
+    statistics = support.normal_statistics
+    return FittedCategory(
+        support=support,
+        text=text,
+        view=view,
+        limits=(0.0, 1.0) if statistics is None else colour_range(statistics.flatten(0, 1)),
+        names=normals.names,
+        fingerprints=normals.digests,
+        **first_threshold([max(of_image) for of_image in zip(*scores, strict=True)]),
+    )
+
+
+def first_threshold(normal_scores: Sequence[float]) -> dict[str, Any]:
+    """What `FittedCategory` says of the threshold that comes from the normal images themselves.
+
+    Args:
+        normal_scores: leave-one-out scores of K >= 2 normal images; none for a single one.
+
+    >>> first_threshold([0.2, 0.4])["threshold"], round(first_threshold([0.2, 0.4])["expected_rate"], 3)
+    (0.4, 0.333)
+    """
+    shots = len(normal_scores)
+    if not shots:
+        source = "none: thresholds compare normal images with each other, and there is only one"
+        return {"normal_scores": (), "threshold": None, "threshold_source": source, "expected_rate": None}
+    source = (
+        f"largest leave-one-out score of the {shots} normal images: expect about 1 false alarm in "
+        f"{shots + 1} normal images"
+    )
+    return {
+        "normal_scores": tuple(normal_scores),
+        "threshold": max(normal_scores),
+        "threshold_source": source,
+        "expected_rate": 1 / (shots + 1),
+    }
+
+
+def encode_normals(
+    encoder: Encoder,
+    category: str,
+    sources: Sequence[tuple[str, Any]],
+    view: View,
+    copies: int,
+    any_rotation: bool,
+    skipped: list[tuple[str, str]] | None,
+) -> Normals:
+    """Read and encode the normal images, a batch at a time.
+
+    Args:
+        copies: how many augmented copies of each, where there is one tile.
+
+    Raises:
+        InctrlError: none can be read, or, without `skipped`, one cannot (named).
+    """
+    names: list[str] = []
+    digests: list[bytes] = []
+    parts, augmented, rotated = [], [], []
     for batch in batched(sources, max(1, encoder.batch_size // view.count)):
         read = read_all(batch, view, skipped)
         if not read:
@@ -160,64 +256,29 @@ def fit_category(
         names += [name for name, *_ in read]
         digests += [digest for _, _, digest, _ in read]
         inputs = torch.cat([inputs for *_, inputs in read]).to(encoder.backbone.device)  # [b T, 3, H, W]
-        parts.append(_by_picture(encoder.encode(inputs), len(read)))
-        if count and view.count == 1:
-            copies.append(encoder.encode_augmented(inputs, count))
+        encoded = encoder.encode(inputs)
+        parts.append(encoded.map(lambda tensor: tensor.unflatten(0, (-1, view.count))))  # [b, T, ...]
+        if copies and view.count == 1:
+            augmented.append(encoder.encode_augmented(inputs, copies))
         if any_rotation:
-            turned += [_rotations(encoder, view, source, len(sources)) for _, source, _, _ in read]
+            rotated += [_rotations(encoder, view, source, len(sources)) for _, source, _, _ in read]
     if not names:
         raise InctrlError(f"{category}: none of the {len(sources)} normal images can be read")
     if len(set(digests)) < len(digests):
         warnings.warn(
-            f"{category}: some normal images are the same picture, which adds nothing", stacklevel=3
+            f"{category}: some normal images are the same picture, which adds nothing", stacklevel=4
         )
-    features = ImageFeatures.cat(parts)  # [K, T, ...]
     if len(names) > MANY:
         warnings.warn(
-            f"{category}: scoring against {len(names)} normal images is slow; choose fewer",
-            stacklevel=3,
+            f"{category}: scoring against {len(names)} normal images is slow; choose fewer", stacklevel=4
         )
-    text = text_prototypes(encoder.backbone, category) if model.head.needs_text else None
-    neighbours = view.neighbours()
-    supports, scores = [], []
-    for tile in range(view.count):
-        own = features[:, tile]  # [K, ...]
-        more = None
-        if view.count > 1:
-            more = features[:, neighbours[tile][1:]]  # [K, 8, ...]
-        elif turned:
-            more = ImageFeatures.stack(turned)
-        augmented = ImageFeatures.cat(copies) if copies else None
-        support = model.support(own, augmented, more)
-        if support.normal_maps is None:  # for the colours of maps
-            support = replace(SupportSet.of(own, augmented, more=more), normal_level=support.normal_level)
-        scores.append(leave_one_out_scores(model, own, augmented, more, text, support))
-        if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
-            support = replace(support, stages=own.stages, regions=own.regions)
-        supports.append(replace(support, normal_maps=None))
-    support = SupportSet.stack(supports)
-    statistics = support.normal_statistics
-    fitted = FittedCategory(
-        support=support,
-        text=text,
-        view=view,
-        limits=(0.0, 1.0) if statistics is None else colour_range(statistics.flatten(0, 1)),
-        normal_scores=(),
-        threshold=None,
-        threshold_source="none: thresholds compare normal images with each other, and there is only one",
-        expected_rate=None,
-        names=tuple(names),
-        fingerprints=tuple(digests),
+    return Normals(
+        tuple(names),
+        tuple(digests),
+        ImageFeatures.cat(parts),
+        ImageFeatures.cat(augmented) if augmented else None,
+        ImageFeatures.stack(rotated) if rotated else None,
     )
-    if fitted.shots > 1:
-        fitted.normal_scores = tuple(torch.tensor(scores).amax(0).tolist())  # [T, K] -> [K]
-        fitted.threshold = max(fitted.normal_scores)
-        fitted.expected_rate = 1 / (fitted.shots + 1)
-        fitted.threshold_source = (
-            f"largest leave-one-out score of the {fitted.shots} normal images: expect about 1 false alarm "
-            f"in {fitted.shots + 1} normal images"
-        )
-    return fitted
 
 
 def _first_size(
@@ -231,11 +292,6 @@ def _first_size(
             if skipped is None:
                 raise
     return 1, 1  # none can be read; `fit_category` says so
-
-
-def _by_picture(features: ImageFeatures, pictures: int) -> ImageFeatures:
-    """Features of b pictures of T tiles: [b T, ...] -> [b, T, ...]."""
-    return features.map(lambda tensor: tensor.unflatten(0, (pictures, -1)))
 
 
 def _rotations(encoder: Encoder, view: View, source: Any, shots: int) -> ImageFeatures:
@@ -253,39 +309,32 @@ def leave_one_out_scores(
     augmented: ImageFeatures | None,
     more: ImageFeatures | None,
     text: Float[Tensor, "2 D"] | None,
-    support: SupportSet,
 ) -> list[float]:
     """Final score of each of K normal images against the others; [] for a single one.
 
     Args:
         features, augmented, more: as in `SupportSet.of`.
         text: text prototypes.
-        support: of all K images, with `normal_maps`.
     """
     shots = len(features)
     if shots == 1:
         return []
+    count = augmentation_count(shots - 1)
+    parts = [] if more is None else [more]
+    if augmented is not None and count:
+        parts = [augmented[:, :count], *parts]
+    copies = ImageFeatures.join(parts, lambda tensors: torch.cat(tensors, 1)).stages if parts else None
+    maps = leave_two_out_maps(features.stages, features.map_grid, copies) if shots > 2 else None
     scores = []
     for k in range(shots):
         others = torch.arange(shots) != k
-        if shots <= EXACT_LEAVE_ONE_OUT:
-            copies = [None if part is None else part[others] for part in (augmented, more)]
-            rest = model.support(features[others], *copies)
-            found = model(features[k : k + 1], rest, text)
-        else:
-            maps = None if support.normal_maps is None else support.normal_maps[k : k + 1]
-            found = model.head(compare(features[k : k + 1], _without(support, k), text, maps))
+        support = model.support(
+            features[others],
+            None if augmented is None else augmented[others],
+            None if more is None else more[others],
+            None if maps is None else maps[k][others],
+        )
+        own = None if maps is None else maps[k][k : k + 1]  # [1, L, N]
+        found = model.head(compare(features[k : k + 1], support, text, own))
         scores.append(found.final.item())
     return scores
-
-
-def _without(support: SupportSet, k: int) -> SupportSet:
-    """The support set without image k, to compare whole images with; statistics stay those of all."""
-    shots = support.shots
-    others = torch.arange(shots) != k
-    regions = support.regions
-    if regions is not None:
-        copies = len(regions.tokens) // shots - 1  # of each image, after all the images
-        regions = regions[torch.cat([others, others.repeat_interleave(copies)])]
-    embeddings = support.global_embedding[others]
-    return replace(support, global_embedding=embeddings, regions=regions, normal_maps=None)

@@ -73,13 +73,14 @@ class InCTRL(
         features: ImageFeatures,
         augmented: ImageFeatures | None = None,
         more: ImageFeatures | None = None,
+        maps: Float[Tensor, "K L N"] | None = None,
     ) -> SupportSet:
         """The support set of K encoded normal images, with what the head wants to know of it.
 
         Args:
-            features, augmented, more: see `SupportSet.of`.
+            features, augmented, more, maps: see `SupportSet.of`.
         """
-        support = SupportSet.of(features, augmented, self.head.needs_statistics, more)
+        support = SupportSet.of(features, augmented, self.head.needs_statistics, more, maps)
         return replace(support, normal_level=self.head.normal_level(support))
 
     def compare(

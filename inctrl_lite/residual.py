@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -146,6 +146,52 @@ def leave_one_out_maps(
         nearest = _nearest_others(stage.tokens, copies)
         maps.append(resample_map(((1 - nearest) / 2).clamp(0, 1), stage.grid, map_grid))
     return torch.stack(maps, dim=1)
+
+
+def leave_two_out_maps(
+    support: Sequence[Stage],
+    map_grid: tuple[int, int],
+    copies: Sequence[Stage] | None = None,
+) -> Float[Tensor, "K K L N"]:
+    """Row k: the residual maps that the normal images have if image k is left out of the support set.
+
+    At [k, i] the map of image i against all images but i and k; at [k, k] the map of image k against all
+    others, which is what a query sees. Every pair of images is compared once: each patch remembers its
+    nearest image and the second nearest, which counts where the nearest one is left out.
+
+    Args:
+        support: stages of K >= 3 normal images, tokens [K, N, C].
+        map_grid: rows and columns of the maps.
+        copies: what else belongs to each image, tokens [K, A, N, C].
+    """
+    maps = []
+    for number, stage in enumerate(support):
+        seen = stage.tokens.unsqueeze(1)  # [K, 1, N, C]
+        if copies is not None:
+            seen = torch.cat([seen, copies[number].tokens], 1)  # [K, 1 + A, N, C]
+        nearest, image = _nearest_two(stage.tokens, seen.flatten(1, 2))  # [K, N, 2]
+        left_out = torch.arange(len(nearest), device=nearest.device).view(-1, 1, 1)
+        cosines = torch.where(image[None, ..., 0] == left_out, nearest[None, ..., 1], nearest[None, ..., 0])
+        maps.append(resample_map(((1 - cosines) / 2).clamp(0, 1), stage.grid, map_grid))  # [K, K, N]
+    return torch.stack(maps, dim=2)
+
+
+def _nearest_two(
+    tokens: Float[Tensor, "K N C"], seen: Float[Tensor, "K P C"]
+) -> tuple[Float[Tensor, "K N 2"], Int[Tensor, "K N 2"]]:
+    """For each patch: cosines to the nearest two of the other images (the best of their P patches), and
+    which images these are."""
+    tokens, seen = F.normalize(tokens, dim=-1), F.normalize(seen, dim=-1)
+    images = max(1, MAX_COSINES // (tokens.shape[1] * seen.shape[1]))  # in memory at once
+    cosines, which = [], []
+    for k, query in enumerate(tokens):
+        parts = [query @ part.flatten(0, 1).T for part in seen.split(images)]  # [N, c P]
+        best = torch.cat([part.unflatten(1, (-1, seen.shape[1])).amax(-1) for part in parts], 1)  # [N, K]
+        best[:, k] = -2.0  # not itself
+        top = best.topk(2, dim=-1)
+        cosines.append(top.values)
+        which.append(top.indices)
+    return torch.stack(cosines), torch.stack(which)
 
 
 def _nearest_others(

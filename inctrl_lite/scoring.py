@@ -409,7 +409,7 @@ def _write(result: FolderScores, items: Sequence[Item], support: Sequence[Item],
     else:
         rows = [(name,) for name in result.normals[:SHOWN]]
         sections.append(Section("Normal images", about, table=Table(("name",), rows)))
-    lead = ". ".join(result.summary().splitlines()[:-1]) + "."
+    lead = " ".join(f"{line[0].upper()}{line[1:]}." for line in result.summary().splitlines()[:-1])
     write_report(out / "report.html", f"Anomaly scores: {result.settings['category']}", lead, sections)
 
 

@@ -53,6 +53,7 @@ class SupportSet(TensorRecord):
         augmented: ImageFeatures | None = None,
         statistics: bool = True,
         more: ImageFeatures | None = None,
+        maps: Float[Tensor, "K L N"] | None = None,
     ) -> SupportSet:
         """The support set of K encoded normal images.
 
@@ -63,6 +64,7 @@ class SupportSet(TensorRecord):
             statistics: compare the images with each other. A head says whether it needs it.
             more: what else belongs to each image, tensors [K, E, ...], all of which is kept: rotated copies,
                 or the tiles around a tile.
+            maps: `leave_one_out_maps` of all that, where they are known already.
         """
         if augmented is not None:
             count = augmentation_count(len(features))
@@ -73,7 +75,8 @@ class SupportSet(TensorRecord):
             joined = ImageFeatures.join(found, lambda tensors: torch.cat(tensors, 1))  # [K, A + E, ...]
             copies = joined.stages
             seen = ImageFeatures.cat([features, joined.map(lambda tensor: tensor.flatten(0, 1))])
-        maps = leave_one_out_maps(features.stages, features.map_grid, copies) if statistics else None
+        if statistics and maps is None:
+            maps = leave_one_out_maps(features.stages, features.map_grid, copies)
         return cls(
             features.global_embedding,
             seen.stages,

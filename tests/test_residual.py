@@ -13,11 +13,13 @@ from inctrl_lite.residual import (
     REGION_PRIOR,
     global_distance,
     leave_one_out_maps,
+    leave_two_out_maps,
     normal_residual_statistics,
     patch_residual_map,
     region_distance,
     resample_map,
     stage_residual_map,
+    stage_residual_maps,
     text_score,
     unit_tokens,
 )
@@ -168,3 +170,29 @@ def test_the_reference_of_regions_is_the_normal_images_own_distance():
     assert region_distance(query, support[:1])[1].item() == pytest.approx(REGION_PRIOR)
     expected = 0.25**OTHERS * REGION_PRIOR ** (1 - OTHERS)  # 0.25 for 60 degrees
     assert region_distance(query, support)[1].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_maps_with_one_more_left_out_are_those_of_the_smaller_support_set(copies):
+    torch.manual_seed(0)
+    grids, shots = ((4, 4), (2, 3)), 5
+    stages = [Stage(torch.randn(shots, rows * columns, 6), (rows, columns)) for rows, columns in grids]
+    more = [Stage(torch.randn(shots, copies, math.prod(grid), 6), grid) for grid in grids] if copies else None
+
+    maps = leave_two_out_maps(stages, (4, 4), more)
+    for k in range(shots):
+        others = [i for i in range(shots) if i != k]
+        rest = [s[others] for s in stages]
+        rest_copies = None if more is None else [s[others] for s in more]
+        expected = leave_one_out_maps(rest, (4, 4), rest_copies)
+        torch.testing.assert_close(maps[k][others], expected)
+        bank = (
+            rest
+            if more is None
+            else [
+                Stage(torch.cat([a.tokens, b.tokens.flatten(0, 1)]), a.grid)
+                for a, b in zip(rest, rest_copies, strict=True)
+            ]
+        )
+        own = stage_residual_maps([s[k : k + 1] for s in stages], bank, (4, 4))[0]
+        torch.testing.assert_close(maps[k][k], own)

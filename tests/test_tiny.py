@@ -25,8 +25,8 @@ SMALL = Recipe(
     crop_batch=3,
     whole_steps=2,
     whole_batch=2,
-    kin_steps=2,
-    crowd=3,
+    hard_negative_steps=2,
+    large_batch=3,
 )
 
 
@@ -223,7 +223,7 @@ def test_a_batch_of_the_hard_negative_phase_has_two_families(tmp_path):
 
 
 def test_a_large_batch_has_two_pictures_each_of_objects_of_one_family(tmp_path):
-    run = Pretraining(tmp_path, replace(SMALL, triplets=60, crowd=9))
+    run = Pretraining(tmp_path, replace(SMALL, triplets=60, large_batch=9))
     for seed in range(5):
         images, identity = run.sample_large_batch(torch.Generator().manual_seed(seed))
         assert images.shape == (9, 2, 3, 120, 120)
@@ -239,7 +239,7 @@ def test_the_large_batch_loss_drops_patches_only_for_itself_and_trains_the_image
     seen = []
     run.clip.visual.ln_pre.register_forward_hook(lambda module, given, result: seen.append(result.shape[1]))
     loss = run.objective.large_batch_identity_loss(run.clip, twice, torch.tensor([0, 1]))
-    assert seen == [1 + int(225 * pretrain.CROWD_KEEPS)]
+    assert seen == [1 + int(225 * pretrain.LARGE_BATCH_PATCHES)]
     loss.backward()
     assert run.clip.visual.conv1.weight.grad.abs().sum() > 0
     # one object twice: there is no wrong answer
@@ -249,7 +249,7 @@ def test_the_large_batch_loss_drops_patches_only_for_itself_and_trains_the_image
 
 
 def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
-    run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1, kin_steps=0))
+    run = Pretraining(tmp_path, replace(SMALL, crop_steps=1, whole_steps=1, hard_negative_steps=0))
     run.step(), run.step()
     run.clip.eval()
     sentences = ["a photo of a damaged red disc.", "a flawless object"]
@@ -263,7 +263,7 @@ def test_the_export_is_an_open_clip_folder_that_says_the_same(tmp_path):
 
 
 def test_a_run_leaves_its_log_and_snapshots(tmp_path):
-    recipe = replace(SMALL, crop_steps=0, whole_steps=0, kin_steps=3)
+    recipe = replace(SMALL, crop_steps=0, whole_steps=0, hard_negative_steps=3)
     weights = pretrain.pretrain(tmp_path, recipe, log_every=2, save_every=2)
     assert sorted(folder.name for folder in (tmp_path / "snapshots").iterdir()) == ["2", "3"]
     last, end = (f / "open_clip_model.safetensors" for f in (tmp_path / "snapshots" / "3", weights))
@@ -274,10 +274,10 @@ def test_a_run_leaves_its_log_and_snapshots(tmp_path):
 
 
 def test_an_export_can_be_the_weighted_mean_of_start_and_end(tmp_path):
-    recipe = replace(SMALL, crop_steps=0, whole_steps=0, kin_steps=1, crowd=0)
+    recipe = replace(SMALL, crop_steps=0, whole_steps=0, hard_negative_steps=1, large_batch=0)
     start = pretrain.pretrain(tmp_path / "a", recipe)
     ended, averaged = (
-        pretrain.pretrain(tmp_path / name, replace(recipe, seed=1, kept=share), start=start)
+        pretrain.pretrain(tmp_path / name, replace(recipe, seed=1, soup_weight=share), start=start)
         for name, share in (("b", 0.0), ("c", 0.3))
     )
     before, after, mean = (load_file(f / "open_clip_model.safetensors") for f in (start, ended, averaged))

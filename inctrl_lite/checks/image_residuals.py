@@ -366,3 +366,81 @@ check_audit = Exercise(
         ),
     },
 )
+
+
+# --- the head ----------------------------------------------------------------------------------------
+
+
+def score_of(x: Tensor, linears: list[Callable], norms: list[Callable]) -> Tensor:
+    """Scores [B] of vectors [B, W]: three linear layers, a ReLU and then a BatchNorm after the first two."""
+    x = norms[0](linears[0](x).relu())
+    x = norms[1](linears[1](x).relu())
+    return linears[2](x).sigmoid().squeeze(-1)
+
+
+def _layers(seed: int) -> tuple[Tensor, list[Callable], list[Callable]]:
+    """Random layers as plain functions."""
+    g, widths = generator(seed), (6 + seed, 5, 4, 1)
+
+    def linear(i: int) -> Callable[[Tensor], Tensor]:
+        weight, bias = torch.randn(widths[i + 1], widths[i], generator=g), torch.randn(1, generator=g)
+        return lambda x: x @ weight.T + bias
+
+    def norm(i: int) -> Callable[[Tensor], Tensor]:
+        mean, factor = torch.randn(widths[i + 1], generator=g), 0.5 + torch.rand(widths[i + 1], generator=g)
+        return lambda x: (x - mean) * factor
+
+    linears, norms = [linear(i) for i in range(3)], [norm(i) for i in range(2)]
+    return torch.randn(3 + seed, widths[0], generator=g), linears, norms
+
+
+def _chain(hidden: Callable[[Tensor, Callable], Tensor], end: Callable[[Tensor], Tensor]) -> Callable:
+    """A wrong answer with another order in the hidden layers, or another end."""
+
+    def wrong(x: Tensor, linears: list[Callable], norms: list[Callable]) -> Tensor:
+        for linear, norm in zip(linears, norms, strict=False):
+            x = hidden(linear(x), norm)
+        return end(linears[2](x))
+
+    return wrong
+
+
+def _relu_then_norm(x: Tensor, norm: Callable) -> Tensor:
+    return norm(x.relu())
+
+
+def _flat_sigmoid(x: Tensor) -> Tensor:
+    return x.sigmoid().squeeze(-1)
+
+
+check_score_of = Exercise(
+    solution=score_of,
+    cases=_layers,
+    inputs=lambda x, linears, norms: f"x = Tensor {list(x.shape)}; three linear layers; two BatchNorms",
+    mistakes={
+        "The BatchNorm comes before the ReLU. Here it comes after it.": _chain(
+            lambda x, norm: norm(x).relu(), _flat_sigmoid
+        ),
+        "The BatchNorms are missing.": _chain(lambda x, norm: x.relu(), _flat_sigmoid),
+        "The ReLUs are missing.": _chain(lambda x, norm: norm(x), _flat_sigmoid),
+        "There is one ReLU too many, after the BatchNorm.": _chain(
+            lambda x, norm: norm(x.relu()).relu(), _flat_sigmoid
+        ),
+        "The sigmoid at the end is missing.": _chain(_relu_then_norm, lambda x: x.squeeze(-1)),
+        "There is a ReLU before the sigmoid: then no score is below 0.5.": _chain(
+            _relu_then_norm, lambda x: x.relu().sigmoid().squeeze(-1)
+        ),
+        "Return scores [B]: the last axis, which has one number, is still there.": _chain(
+            _relu_then_norm, Tensor.sigmoid
+        ),
+        "There is a second sigmoid at the end.": _chain(
+            _relu_then_norm, lambda x: x.sigmoid().sigmoid().squeeze(-1)
+        ),
+        "The ReLU of the second layer is missing.": lambda x, linears, norms: _flat_sigmoid(
+            linears[2](norms[1](linears[1](norms[0](linears[0](x).relu()))))
+        ),
+        "The second BatchNorm is missing.": lambda x, linears, norms: _flat_sigmoid(
+            linears[2](linears[1](norms[0](linears[0](x).relu())).relu())
+        ),
+    },
+)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from inctrl_lite.checks.engine import Exercise, generator
 
@@ -381,5 +382,60 @@ check_is_batch_invariant = Exercise(
         ),
         "You leave one image out at a time, so the others still have other images in the batch. Compare "
         "with each image alone.": _by(lambda score, x: score(x)[1:] - score(x[1:])),
+    },
+)
+
+
+# --- the text term -----------------------------------------------------------------------------------
+
+
+def text_term(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Text scores [B] of embeddings [B, D] and the two prototypes [2, D], normal and anomalous."""
+    cosines = F.normalize(embeddings, dim=-1) @ F.normalize(prototypes, dim=-1).T  # [B, 2]
+    return (100 * cosines).softmax(-1)[:, 1]
+
+
+def _sentences(seed: int) -> tuple[Tensor, Tensor]:
+    g = generator(seed)
+    shared = torch.randn(9, generator=g)
+    prototypes = (shared + 0.15 * torch.randn(2, 9, generator=g)) * torch.tensor([[0.5], [2.0]])
+    return torch.randn(4 + seed, 9, generator=g) * 2, prototypes
+
+
+def _cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    return F.normalize(embeddings, dim=-1) @ F.normalize(prototypes, dim=-1).T
+
+
+check_text_term = Exercise(
+    solution=text_term,
+    cases=_sentences,
+    tolerance=1e-4,
+    mistakes={
+        "The factor 100 is missing.": lambda e, p: _cosines(e, p).softmax(-1)[:, 1],
+        "This is the probability of NORMAL. The anomalous prototype is the second one.": lambda e, p: (
+            (100 * _cosines(e, p)).softmax(-1)[:, 0]
+        ),
+        "These are dot products. Normalise both sides.": lambda e, p: (100 * e @ p.T).softmax(-1)[:, 1],
+        "The embeddings are not normalised.": lambda e, p: (
+            (100 * e @ F.normalize(p, dim=-1).T).softmax(-1)[:, 1]
+        ),
+        "The prototypes are not normalised.": lambda e, p: (
+            (100 * F.normalize(e, dim=-1) @ p.T).softmax(-1)[:, 1]
+        ),
+        "The softmax runs over the images. Compare the two cosines of one image.": lambda e, p: (
+            (100 * _cosines(e, p)).softmax(0)[:, 1]
+        ),
+        "You return both probabilities [B, 2]. Return that of anomalous.": lambda e, p: (
+            (100 * _cosines(e, p)).softmax(-1)
+        ),
+        "This is the difference of the cosines. The softmax is missing.": lambda e, p: (
+            _cosines(e, p)[:, 1] - _cosines(e, p)[:, 0]
+        ),
+        "This is the sigmoid of ONE cosine. Both take part.": lambda e, p: (
+            (100 * _cosines(e, p)[:, 1]).sigmoid()
+        ),
+        "You divide by 100. Multiply the cosines by it.": lambda e, p: (
+            (_cosines(e, p) / 100).softmax(-1)[:, 1]
+        ),
     },
 )

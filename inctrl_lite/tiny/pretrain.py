@@ -48,7 +48,7 @@ PATCH, WIDTH, DEPTH, HEAD_WIDTH, JOINT = 8, 128, 6, 32, 128
 TEXT_WIDTH, TEXT_DEPTH, TEXT_HEADS, CONTEXT = 48, 3, 2, 32
 TAPS = (3, 4, 5)  # blocks whose patch tokens are compared: `default_taps(6)`
 VOCABULARY, END_OF_TEXT = 49408, 49407
-CROWD_KEEPS = 0.4  # share of the patches that remain in the large-batch identity loss
+LARGE_BATCH_PATCHES = 0.4  # share of the patches that remain in the large-batch identity loss
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Recipe:
         held_out: how many triplets, the last ones, are used for evaluation only.
         crop_steps, crop_size, crop_batch: first phase, on crops: steps, pixels a side, triplets per step.
         whole_steps, whole_batch: second phase, on whole pictures.
-        kin_steps: steps of the third phase, on whole pictures with hard negatives: each half of a batch
-            comes from one family.
-        crowd: number of pairs per step in the large-batch identity loss, which is part of the third phase
-            (`Objective.large_batch_identity_loss`). 0: no such loss.
-        kept: soup weight: the exported weights are `kept` times the weights at the start plus (1 - `kept`)
-            times the weights at the end.
+        hard_negative_steps: steps of the third phase, on whole pictures with hard negatives: each half of a
+            batch comes from one family.
+        large_batch: number of pairs per step in the large-batch identity loss, which is part of the third
+            phase (`Objective.large_batch_identity_loss`). 0: no such loss.
+        soup_weight: of the weights at the start in the mean of both that is exported; the weights at the end
+            have 1 - `soup_weight`.
         learning_rate: peak of the first phase; the other phases have half of it.
         seed: of corpus, initial weights and batches.
     """
@@ -81,9 +81,9 @@ class Recipe:
     crop_batch: int = 24
     whole_steps: int = 1600
     whole_batch: int = 8
-    kin_steps: int = 0
-    crowd: int = 0
-    kept: float = 0.0
+    hard_negative_steps: int = 0
+    large_batch: int = 0
+    soup_weight: float = 0.0
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -94,22 +94,22 @@ class Recipe:
         return (
             Phase("crops", self.crop_steps, self.crop_size, self.crop_batch, self.learning_rate),
             Phase("whole", self.whole_steps, SIZE, self.whole_batch, half),
-            Phase("kin", self.kin_steps, SIZE, self.whole_batch, half),
+            Phase("hard negatives", self.hard_negative_steps, SIZE, self.whole_batch, half),
         )
 
 
 RECIPES = {
     "first": Recipe(),
-    "second": Recipe("second", crop_steps=0, whole_steps=0, kin_steps=5500, seed=1),
+    "second": Recipe("second", crop_steps=0, whole_steps=0, hard_negative_steps=5500, seed=1),
     "third": Recipe(
         "third",
         triplets=10000,
         crop_steps=0,
         whole_steps=0,
-        kin_steps=2200,
+        hard_negative_steps=2200,
         whole_batch=6,
-        crowd=20,
-        kept=0.5,
+        large_batch=20,
+        soup_weight=0.5,
         seed=3,
     ),
 }
@@ -455,7 +455,7 @@ class Objective(nn.Module):
     - ranking: the largest patch residual of the negative exceeds that of the positive.
     - state: normal and damaged captions (`state_loss`).
     - residual: patch residuals and the defect's coverage (`residual_loss`).
-    - crowd: the large-batch identity loss, which `Pretraining.step` adds.
+    - large_batch: the large-batch identity loss, which `Pretraining.step` adds.
 
     Ranking, state and residual only count triplets whose defect lies inside the crop. The log also
     has accuracies, with a chance level of 0.5: "patch pairs" (ranking), "odd pairs" and "damaged pairs" (the
@@ -547,11 +547,11 @@ class Objective(nn.Module):
     def large_batch_identity_loss(
         self, clip: CLIP, images: Float[Tensor, "n 2 3 s s"], identity: Int[Tensor, " n"]
     ) -> Float[Tensor, ""]:
-        """`identity_loss` of n objects with two pictures each, which keep `CROWD_KEEPS` of their patches.
+        """`identity_loss` of n objects with two pictures each, of which a share of the patches remains.
 
         Dropping patches makes a large batch cheap (FLIP, Li et al., CVPR 2023).
         """
-        clip.visual.patch_dropout = PatchDropout(1 - CROWD_KEEPS)
+        clip.visual.patch_dropout = PatchDropout(1 - LARGE_BATCH_PATCHES)
         embedding = F.normalize(clip.encode_image(images.flatten(0, 1)).float(), dim=-1)  # [2 n, D]
         clip.visual.patch_dropout = nn.Identity()
         anchor, positive = embedding.view(-1, 2, JOINT).unbind(1)  # [n, D] each
@@ -646,7 +646,7 @@ class Pretraining:
     def sample_triplets(self, phase: Phase, generator: torch.Generator) -> Int[Tensor, " n"]:
         """Numbers of the triplets of one step; in the hard-negative phase they come from two families."""
         seen = self.recipe.triplets - self.recipe.held_out
-        if phase.name != "kin":
+        if phase.name != "hard negatives":
             return torch.randint(seen, (phase.batch,), generator=generator)
         half = -(-phase.batch // 2)
         halves = []
@@ -694,7 +694,7 @@ class Pretraining:
         The family is one of those in which a negative can be another object (signs, silhouettes and
         photographs). Each picture has a window of its own.
         """
-        seen, n = self.recipe.triplets - self.recipe.held_out, self.recipe.crowd
+        seen, n = self.recipe.triplets - self.recipe.held_out, self.recipe.large_batch
         distinct = (self.identities[:seen, 0] != self.identities[:seen, 1]).nonzero()[:, 0]
         example = distinct[torch.randint(len(distinct), (1,), generator=generator)]
         same_family = (self.families[:seen] == self.families[example]).nonzero()[:, 0]
@@ -724,12 +724,12 @@ class Pretraining:
         kernel = sdpa_kernel(SDPBackend.MATH) if self.device == "cpu" and phase.size < SIZE else nullcontext()
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16), kernel:
             loss, terms = self.objective(self.clip, *self.batch(index, phase.size, generator))
-            if phase.name == "kin" and r.crowd:
+            if phase.name == "hard negatives" and r.large_batch:
                 with torch.random.fork_rng(devices=[]):  # chooses the patches that are dropped
                     torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
                     large_batch = self.sample_large_batch(generator)
-                    terms["crowd"] = self.objective.large_batch_identity_loss(self.clip, *large_batch)
-                loss = loss + terms["crowd"]
+                    terms["large_batch"] = self.objective.large_batch_identity_loss(self.clip, *large_batch)
+                loss = loss + terms["large_batch"]
         if not torch.isfinite(loss):
             raise InctrlError(
                 f"the loss is {loss.item()} at step {self.step_number}: lower the learning rate"
@@ -872,8 +872,8 @@ def pretrain(
             if run.step_number % save_every == 0 or ended:
                 run.save()
                 run.export(out / "snapshots" / str(run.step_number))
-    if recipe.kept and start is not None:
-        average_weights(start, out / "snapshots" / str(run.total_steps), recipe.kept, out / "weights")
+    if recipe.soup_weight and start is not None:
+        average_weights(start, out / "snapshots" / str(run.total_steps), recipe.soup_weight, out / "weights")
     else:
         run.export(out / "weights")
     return out / "weights"

@@ -145,6 +145,7 @@ def blocks() -> dict[Path, dict[str, str]]:
         ROOT / "inctrl_lite" / "photo" / "MODEL_CARD.md": {
             "results": "\n\n".join([" ".join(sentences), *photo])
         },
+        ROOT / "book" / "landing.md": {"claim": sentences[0]},
     }
 
 

@@ -84,7 +84,9 @@ def video(badge, tmp_path_factory) -> Path:
     noise, frames = np.random.default_rng(0), []
     for i in range(40):
         frame = Image.new("RGB", (320, 240), (90, 90, 90))
-        frame.paste(picture, (40 + int(noise.integers(-2, 3)), int(noise.integers(-2, 3))))
+        frame.paste(picture, (40 + int(noise.integers(-1, 2)), int(noise.integers(-1, 2))))
+        pixels = np.asarray(frame) + noise.normal(0, 4, (240, 320, 3))
+        frame = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         if i >= 20:
             ImageDraw.Draw(frame).rectangle((140, 100, 190, 150), fill=(230, 10, 10))
         data = io.BytesIO()
@@ -108,10 +110,10 @@ def chromium(video):
 def opened(chromium, site: str, script: str = "", address: str = "live/index.html", **options):
     """The page, ready; nothing may go wrong in it, and it may ask no other host."""
     context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
-    context.set_default_timeout(120_000)  # on a busy machine a page takes its time
+    context.set_default_timeout(60_000)  # on a busy machine a page takes its time
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
     page.on("response", lambda r: r.status >= 400 and wrong.append(f"{r.status}: {r.url}"))
     page.on("request", lambda r: r.url.startswith((site, "data:", "blob:")) or wrong.append(f"asks {r.url}"))
     if script:
@@ -188,14 +190,14 @@ def test_a_camera_is_taught_and_finds_the_patch(chromium, site):
         page.click("#use-camera")
         page.locator("#opacity").fill("0")  # so that the picture itself can be looked at
         page.wait_for_function("() => document.getElementById('view').width === 320")
-        while page.locator("#strip li").count() < 4:
+        while page.locator("#strip li").count() < 6:
             page.click("#pause")
             page.wait_for_timeout(300)
             if not page.evaluate(RED):
                 page.click("#take")
             page.click("#pause")
             page.wait_for_timeout(300)
-        normal_count(page, 4)
+        normal_count(page, 6)
         seen(page, True, "Different")
         seen(page, False, "Like")
         page.click("#pause")
@@ -203,8 +205,8 @@ def test_a_camera_is_taught_and_finds_the_patch(chromium, site):
         page.wait_for_timeout(800)
         assert page.evaluate(f"() => {STATE}.looked") - frames <= 1
         page.locator("#strip button").first.click()
-        normal_count(page, 3)
-        page.locator("#meaning", has_text="1 in 4 false alarms").wait_for()
+        normal_count(page, 5)
+        page.locator("#meaning", has_text="1 in 6 false alarms").wait_for()
 
 
 def test_memory_stays_flat(chromium, site):
@@ -400,3 +402,14 @@ def test_the_page_is_short():
     live = Path(__file__).parents[1] / "inctrl_lite" / "live"
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in live.iterdir()}
     assert sum(count for name, count in lines.items() if name.endswith(".js")) < 1000, lines
+
+
+def test_the_smaller_weights_cost_no_more_than_half_a_point():
+    """Recorded by benchmarks/web_weights.py."""
+    from inctrl_lite.web import WEIGHTS
+
+    recorded = BOOK.parent / "benchmarks" / "results" / "web_weights.json"
+    if not recorded.exists():
+        pytest.skip("needs the repository's benchmarks/ folder")
+    for name, found in json.loads(recorded.read_text(encoding="utf-8"))["auroc"].items():
+        assert abs(found[WEIGHTS] - found["float32"]) < 0.005, name

@@ -485,11 +485,17 @@ def home(chromium, site) -> Iterator[Visit]:
 
 
 @built
-def test_the_first_page_moves_by_itself_above_the_fold(chromium, site):
+def test_the_first_page_says_and_shows_above_the_fold_what_it_is(home):
+    pair = home.page.locator(".bd-article img").first.bounding_box()
+    assert pair["y"] + pair["height"] <= 800
+    live = home.page.locator(".bd-article a[href='live/index.html']")
+    assert live.is_visible() and (HTML / "live" / "index.html").exists()
+
+
+@built
+def test_the_explorer_of_the_first_page_moves_by_itself(chromium, site):
     visit = Visit(chromium, site, "index.html", reduced_motion="no-preference")
     (box,) = explorers(visit.page)
-    place = box.locator(SHOWN).bounding_box()
-    assert place["y"] + place["height"] <= 800
     last = round(float(box.locator(".noUi-handle").get_attribute("aria-valuemax")))
     visit.page.wait_for_function(f"{STANDS} == {last}")
     assert not visit.wrong

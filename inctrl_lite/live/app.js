@@ -12,7 +12,7 @@ export const state = {
   source: null, // "camera" or "pictures"
   normals: [], // { name, frame, input, features, thumbnail }
   checks: [], // { name, frame }
-  shown: null, // the frame that is looked at
+  shown: null, drawn: null, // the frame that is looked at, and the one that the reader sees
   detector: null, found: null, paused: false, changed: true,
   centre: [0.5, 0.5], fixed: null, // a region that came with a file
   looked: 0, // pictures so far
@@ -286,6 +286,7 @@ function draw() {
   if (!frame) return context.clearRect(0, 0, canvas.width, canvas.height);
   if (canvas.width !== frame.width || canvas.height !== frame.height) Object.assign(canvas, { width: frame.width, height: frame.height });
   context.putImageData(frame, 0, 0);
+  state.drawn = frame;
   const [left, top, right, bottom] = box(frame);
   const opacity = Number($("opacity").value) / 100;
   if (found?.frame === frame && opacity) {
@@ -409,9 +410,9 @@ function listChecks() {
 
 let taken = 0, last = 0;
 function take() {
-  if (!state.shown || performance.now() - last < 250) return;
+  if (!state.drawn || performance.now() - last < 250) return;
   last = performance.now();
-  addNormal(`picture ${++taken}`, state.shown);
+  addNormal(`picture ${++taken}`, state.drawn);
 }
 
 function anew() {

@@ -105,7 +105,7 @@ def paper_heads(store: FeatureStore, sets: dict[str, list[Category]]) -> dict[st
     """The paper's head by auxiliary set, trained on all of its categories."""
     found = {}
     for name in ("drawn", "photographs"):
-        auxiliary = Auxiliary(sets[name], store.backbone, store, batches=25, progress=True)
+        auxiliary = Auxiliary(sets[name], store.backbone, store, batches=12, progress=True)
         found[name] = [InCTRLMethod("paper").train(auxiliary, seed) for seed in range(PAPER_SEEDS)]
     return found
 

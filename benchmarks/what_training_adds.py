@@ -1,7 +1,7 @@
 """What does training add? python benchmarks/what_training_adds.py [--data FOLDER]
 
-InCTRL-lite on the photo tower learns one thing: a linear prior, "damaged or not" of a patch. This study learns
-it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in miniature: the
+InCTRL-lite on the photo tower learns one thing: a linear prior, "damaged or not" of a patch. This study
+learns it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in miniature: the
 MVTec categories of --data), from few and from many of their categories, and measures at K = 0, 1, 2, 4 and 8
 what it adds to the residuals, which need no training. The paper's head is trained beside it.
 
@@ -27,8 +27,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from numpy.random import default_rng
-from record import RESULTS
+from quality import ROOT, fill
+from record import RESULTS, save_figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -87,7 +89,7 @@ def new_prior(backbone: Backbone) -> InCTRL:
 
 
 def priors(store: FeatureStore, sets: dict[str, list[Category]]) -> list[Learned]:
-    """One for each auxiliary set, number of categories and seed; of "real", one for each category left out."""
+    """One for each auxiliary set, number of categories and seed; of "real" one for each left-out category."""
     found = []
     for name, categories in sets.items():
         for count in COUNTS[name]:
@@ -218,31 +220,174 @@ def table(found: dict[str, dict[Key, list[CellScores]]]) -> pd.DataFrame:
     return pd.concat(parts).round(4)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with real images in MVTec's layout")
-    parser.add_argument("--cache", type=Path, default=CACHE)
-    options = parser.parse_args()
+# --- figure and texts --------------------------------------------------------------------------------
+
+COLOURS = {"drawn": "#0072B2", "photographs": "#D55E00", "real": "#009E73"}
+GROUPS = {"development": "Development sets", "real": "Real images"}
+
+
+def read() -> pd.DataFrame:
+    found = pd.read_csv(RESULTS / "what_training_adds.csv")
+    return found.assign(**{"auxiliary set": found["auxiliary set"].fillna("")})
+
+
+def rows_of(
+    table: pd.DataFrame, group: str, method: str, auxiliary: str = "", count: int = 0
+) -> pd.DataFrame:
+    """The rows of one method by K; of an auxiliary set all of its categories, where no count is given."""
+    found = table[
+        (table["sets"] == group) & (table["method"] == method) & (table["auxiliary set"] == auxiliary)
+    ]
+    return found[found["categories"] == (count or ALL.get(auxiliary, 0))].set_index("K").sort_index()
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """A row for each group: AUROC against K, what training adds against K and against categories."""
+    groups = [group for group in GROUPS if group in set(table["sets"])]
+    drawn = Figure(figsize=(11, 3.9 * len(groups)), layout="constrained")
+    axes = drawn.subplots(len(groups), 3, squeeze=False)
+    for (left, middle, right), group in zip(axes, groups, strict=True):
+        at, ks = np.arange(5), [0, *SHOTS]
+        for method, look in ((PATCH_MAX, ":"), (UNTRAINED, "--")):
+            left.plot(at[1:], rows_of(table, group, method)["auroc"], look, color="black", label=method)
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            for method, marker, look in ((TRAINED, "o", "-"), (PAPER, "x", "-."), (PRIOR, "*", "")):
+                line = rows_of(table, group, method, name)
+                if len(line):
+                    places = [ks.index(k) for k in line.index]
+                    label = f"{method}, {name}"
+                    left.plot(places, line["auroc"], look, color=colour, marker=marker, label=label)
+            line = rows_of(table, group, TRAINED, name)
+            shift = 0.12 * (number - 1)
+            error = [line["added_value"] - line["added_low"], line["added_high"] - line["added_value"]]
+            middle.errorbar(
+                at[1:] + shift, line["added_value"], yerr=error, color=colour, fmt="o", label=name
+            )
+            steps = [count for count in COUNTS[name] if len(rows_of(table, group, TRAINED, name, count))]
+            for k, look in ((1, "--"), (4, "-")):
+                line = [rows_of(table, group, TRAINED, name, count).loc[k] for count in steps]
+                label = f"{name}, K = {k}"
+                added = [row["added_value"] for row in line]
+                right.plot(steps, added, look, color=colour, marker="o", label=label)
+        left.set_xticks(at, [str(k) for k in ks])
+        middle.set_xticks(at[1:], [str(k) for k in SHOTS])
+        left.set(title=f"{GROUPS[group]}: mean AUROC", xlabel="K")
+        middle.set(title="what the prior adds to the residuals", xlabel="K")
+        right.set(
+            title="the same, against categories", xlabel="categories of the auxiliary set", xscale="log"
+        )
+        for ax in (middle, right):
+            ax.axhline(0, color="grey", lw=1)
+            ax.legend(frameon=False, fontsize=7, title="auxiliary set", title_fontsize=7)
+        left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=1)
+    return drawn
+
+
+def shown(value: float, low: float, high: float, sign: str = "") -> str:
+    return "" if np.isnan(value) else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def story(table: pd.DataFrame, group: str) -> str:
+    """The rows of every comparison by K."""
+    lines = [["mean AUROC (95 % interval)", "K = 0", *(f"K = {k}" for k in SHOTS)], ["---"] * 6]
+    rows = [(method, "") for method in (PATCH_MAX, "image residual alone", UNTRAINED)]
+    rows += [(method, name) for method in (PRIOR, TRAINED, PAPER) for name in COLOURS]
+    for method, name in rows:
+        found = rows_of(table, group, method, name)
+        if len(found):
+            title = f"{method}, {name}" if name else method
+            cells = [
+                shown(*found.loc[k, ["auroc", "low", "high"]]) if k in found.index else ""
+                for k in (0, *SHOTS)
+            ]
+            lines.append([title, *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def added(table: pd.DataFrame, group: str) -> str:
+    """What the trained prior adds to the untrained residuals, by K."""
+    lines = [["auxiliary set", "categories", *(f"K = {k}" for k in SHOTS)], ["---"] * 6]
+    for name in COLOURS:
+        for count in COUNTS[name]:
+            found = rows_of(table, group, TRAINED, name, count)
+            if len(found):
+                columns = ["added_value", "added_low", "added_high"]
+                lines.append([name, str(count), *(shown(*found.loc[k, columns], sign="+") for k in SHOTS)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def verdicts(table: pd.DataFrame) -> str:
+    """In sentences: where training adds something."""
+    lines = []
+    for group, title in GROUPS.items():
+        for name in COLOURS:
+            found = rows_of(table, group, TRAINED, name)
+            if not len(found):
+                continue
+            above = [str(k) for k in SHOTS if found.loc[k, "added_low"] > 0]
+            below = [str(k) for k in SHOTS if found.loc[k, "added_high"] < 0]
+            said = (
+                f"the interval lies above 0 at K = {', '.join(above)}"
+                if above
+                else "no interval lies above 0"
+            )
+            said += f", and below 0 at K = {', '.join(below)}" if below else ""
+            points = ", ".join(f"{100 * found.loc[k, 'added_value']:+.1f}" for k in SHOTS)
+            alone = rows_of(table, group, PRIOR, name).loc[0, ["auroc", "low", "high"]]
+            lines.append(
+                f"{title}, prior learned from {ALL[name]} categories of the {name} set: it changes AUROC by "
+                f"{points} points at K = {', '.join(map(str, SHOTS))}; {said}. Alone (K = 0) its AUROC is "
+                f"{shown(*alone)}."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def blocks() -> dict[Path, dict[str, str]]:
+    """What stands between marks in texts, as in `quality.blocks`."""
+    table = read()
+    marks = {"verdicts": verdicts(table)}
+    for group in GROUPS:
+        recorded = group in set(table["sets"])
+        marks[f"story_{group}"] = story(table, group) if recorded else "Not recorded."
+        marks[f"added_{group}"] = added(table, group) if recorded else "Not recorded."
+    return {ROOT / "book" / "what_training_adds.md": marks}
+
+
+def measure(data: Path | None, cache: Path) -> None:
+    """Learn, score and write the table."""
     torch.set_num_threads(1)
-    store = FeatureStore(load_backbone("photo"), options.cache / "features")
+    store = FeatureStore(load_backbone("photo"), cache / "features")
     auxiliary = {
         "drawn": load_world(AUXILIARY, **SIZES),
         "photographs": load_photographs("auxiliary", **SIZES),
     }
     development = ("development", "development-scenes", "characters")
     tested = {"development": [c for name in development for c in load_photographs(name, **TESTED)]}
-    if options.data:
-        loaded = {name: load() for name, load in real(options.data).tests.items()}
+    if data:
+        loaded = {name: load() for name, load in real(data).tests.items()}
         auxiliary["real"] = loaded["mvtec"]
         tested["real"] = [thinned(category) for found in loaded.values() for category in found]
     learned, paper = priors(store, auxiliary), paper_heads(store, auxiliary)
-    cells = all_cells(tested, store, learned, paper, options.cache)
+    cells = all_cells(tested, store, learned, paper, cache)
     write_text(RESULTS / "what_training_adds.csv", table(cells).to_csv(index=False))
     facts = {
         "environment": environment(),
         "test images": {group: len(categories) for group, categories in tested.items()},
     }
     write_text(RESULTS / "what_training_adds.json", json.dumps(facts, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with real images in MVTec's layout")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--only", action="store_true", help="write figure and texts from the recorded table")
+    options = parser.parse_args()
+    if not options.only:
+        measure(options.data, options.cache)
+    save_figure(figure(read()), RESULTS / "what_training_adds.png")
+    for path, marks in blocks().items():
+        write_text(path, fill(path.read_text(encoding="utf-8"), marks))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from choose_head import FOLDS, tabulate
 from choose_whole import PANEL_DEFECTS, PHOTOGRAPHS, damaged, panel, scans
+from matplotlib.figure import Figure
 from numpy.random import Generator, default_rng
 from quality import ROOT, fill
 from record import RESULTS, save_figure
@@ -45,7 +45,7 @@ from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
 from inctrl_lite.evidence import Evidence, Scores
 from inctrl_lite.files import write_text
-from inctrl_lite.heads import PaperHead, ScoreHead, fuse
+from inctrl_lite.heads import PaperHead, fuse
 from inctrl_lite.losses import focal_loss
 from inctrl_lite.residual import global_distance, image_residual, text_cosines, text_score
 from inctrl_lite.tiny.corpus import photographed
@@ -459,7 +459,7 @@ def run(
 
 
 def untrained(cases: Cases, evidence: Evidence, title: str, scale: Evidence) -> pd.DataFrame:
-    """AUROC of what needs no training, by category; sums are of numbers divided by their spread in `scale`."""
+    """AUROC of what needs no training; sums are of numbers divided by their spread in `scale`."""
     width = cases.embedding.shape[-1]
     head = FromPatchMax(width, replace(LINEAR, numbers=FOUR))
     numbers = head.numbers(evidence) / head.numbers(scale).std(0)
@@ -511,7 +511,7 @@ def stopped_early(runs: pd.DataFrame) -> pd.DataFrame:
     for _, table in mine.groupby(["fold", "seed"]):
         by_family = table.pivot_table("auroc", "steps", "family")
         for name, rows in table.groupby("family"):
-            best = by_family.drop(columns=name).mean(1).idxmax()
+            best = by_family.drop(columns=name).mean(axis=1).idxmax()
             chosen += [rows[rows["steps"] == 0], rows[rows["steps"] == best].assign(steps=max(STEPS))]
     named = {"factor": "stopping", "setting": "at the best step of other left-out families"}
     return pd.concat(chosen).drop_duplicates().assign(**named)
@@ -542,7 +542,9 @@ def crossed(values: pd.DataFrame, level: float = 0.95) -> tuple[float, float, fl
 def summary(runs: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
     """AUROC by setting, set, term and step, and its change against step 0 and against patch max."""
     place = ["tested on", "category"]
-    patch_max = plain[plain["setting"] == "patch max"].set_index(place)["auroc"].rename("patch max")
+    patch_max = plain[plain["setting"] == "patch max"]
+    drawn = patch_max[patch_max["tested on"] == HELD_OUT].assign(**{"tested on": LEARNED})
+    patch_max = pd.concat([patch_max, drawn]).set_index(place)["auroc"].rename("patch max")
     runs = pd.concat([runs, stopped_early(runs)]).join(patch_max, on=place)
     keys = ["factor", "setting", "term", *place, "fold", "seed"]
     first = runs[runs["steps"] == 0].set_index(keys)["auroc"].rename("first")
@@ -551,9 +553,8 @@ def summary(runs: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
     for key, part in runs.groupby(["factor", "setting", "tested on", "term", "steps"], sort=False):
         row = [*key, part["seed"].nunique(), crossed(part.assign(value=part["auroc"]))[0]]
         row += crossed(part.assign(value=part["auroc"] - part["first"]))
-        held_out = part["patch max"].notna().all()
-        over = crossed(part.assign(value=part["auroc"] - part["patch max"])) if held_out else [np.nan] * 3
-        rows.append([*row, *over])
+        row += crossed(part.assign(value=part["auroc"] - part["patch max"]))
+        rows.append(row)
     columns = ["factor", "setting", "tested on", "term", "steps", "seeds", "auroc"]
     columns += ["change", "low", "high", "over patch max", "over low", "over high"]
     table = pd.DataFrame(rows, columns=columns)
@@ -579,7 +580,7 @@ def best(table: pd.DataFrame) -> str:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """Left: AUROC against steps, baseline and best candidate. Right: change of every setting."""
+    """Left: AUROC against steps, baseline and best candidate. Right: every setting against patch max."""
     drawn = Figure(figsize=(10, 9.5), layout="constrained")
     left, right = drawn.subplots(1, 2, width_ratios=(1, 1.2))
     colours = dict(zip((LEARNED, HELD_OUT, WORLDS), ("#0072B2", "#D55E00", "#009E73"), strict=True))
@@ -592,39 +593,68 @@ def figure(table: pd.DataFrame) -> Figure:
     left.set_xticks(places, [str(steps) for steps in STEPS])
     left.set(xlabel="training steps", ylabel="mean AUROC", title="Two trainings")
     left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), frameon=False)
-    rows, y, ticks, names = 0, 0.0, [], []
+    y, ticks, names = 0.0, [], []
     last = table[(table["term"] == "final") & (table["steps"] == STEPS[-1])]
     for factor, part in last.groupby("factor", sort=False):
         if factor == "no training":
             continue
-        right.text(0.0, y, factor, transform=right.get_yaxis_transform(), weight="bold", va="center")
-        y += 1
         for setting in part["setting"].unique():
             for tested, colour in colours.items():
                 found = part[(part["setting"] == setting) & (part["tested on"] == tested)]
-                if len(found) and np.isfinite(found.iloc[0]["change"]):
+                if len(found):
                     row, shift = found.iloc[0], 0.22 * (list(colours).index(tested) - 1)
-                    ends = [[row["change"] - row["low"]], [row["high"] - row["change"]]]
-                    right.errorbar(
-                        row["change"], y + shift, xerr=ends, color=colour, fmt="o", markersize=4, lw=1
-                    )
+                    value = row["over patch max"]
+                    ends = [[value - row["over low"]], [row["over high"] - value]]
+                    right.errorbar(value, y + shift, xerr=ends, color=colour, fmt="o", ms=4, lw=1)
             ticks.append(y)
-            names.append(setting)
+            names.append(setting if factor == "candidates" else f"{factor}: {setting}")
             y += 1
-        rows += 1
+        y += 0.5
     right.axvline(0, color="grey", lw=1)
     right.set_yticks(ticks, names, fontsize=8)
     right.set_ylim(y, -1)
-    right.set(xlabel=f"change of AUROC after {STEPS[-1]} steps", title="One factor at a time")
+    right.set(xlabel=f"AUROC after {STEPS[-1]} steps minus patch max", title="One factor at a time")
     return drawn
 
 
-def cell(row: pd.Series, value: str = "change", low: str = "low", high: str = "high") -> str:
-    return f"{row[value]:+.3f} ({row[low]:+.3f} to {row[high]:+.3f})"
+def answer(table: pd.DataFrame) -> str:
+    """What was found, in sentences."""
+    sets = (LEARNED, HELD_OUT, WORLDS)
+    place = {name: [at(table, BASELINE, name, steps)["auroc"] for steps in STEPS] for name in sets}
+    phi = table[(table["setting"] == BASELINE) & (table["tested on"] == HELD_OUT) & (table["term"] == "phi")]
+    phi = phi[phi["steps"] == STEPS[-1]].iloc[0]["auroc"]
+    changed = [(factor, name) for factor in list(FACTORS)[1:] for name in FACTORS[factor]]
+    fall = [": ".join(key) for key in changed if at(table, key[1])["over high"] < 0]
+    rise = [": ".join(key) for key in changed if at(table, key[1])["over low"] > 0]
+    names = [name for name in CANDIDATES if at(table, name)["over low"] > 0]
+    patch_max, first = at(table, "patch max", steps=0)["auroc"], best(table)
+    lines = [
+        "The baseline learns from 13 categories. On the left-out families its AUROC is "
+        f"{place[HELD_OUT][0]:.3f} before the first step, {min(place[HELD_OUT]):.3f} at its lowest and "
+        f"{place[HELD_OUT][-1]:.3f} after {STEPS[-1]} steps. On the left-out worlds it goes from "
+        f"{place[WORLDS][0]:.3f} to {place[WORLDS][-1]:.3f}. On the categories that it learns from, it goes "
+        f"from {place[LEARNED][0]:.3f} to {place[LEARNED][-1]:.3f}.",
+        "After the training, phi alone ranks the images of left-out families with an AUROC of "
+        f"{phi:.3f}. Patch max, which is the other half of the score and learns nothing, has {patch_max:.3f}.",
+        f"Of {len(changed)} single changes, {len(rise)} end above patch max on the left-out families with an "
+        f"interval above 0, and {len(fall)} end below it with an interval below 0"
+        + (f" ({'; '.join(fall)})." if fall else "."),
+        f"Of {len(CANDIDATES)} trainings that were built from these findings, {len(names)} end above patch max "
+        "with an interval above 0" + (f" ({'; '.join(names)})." if names else "."),
+        f'The best of them on the left-out families is "{first}": {cell(at(table, first))} over patch max '
+        f"there, and {cell(at(table, first, WORLDS))} on the left-out worlds, which had no part in calling it "
+        "the best.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def cell(row: pd.Series) -> str:
+    """AUROC minus that of patch max, with its interval."""
+    return f"{row['over patch max']:+.3f} ({row['over low']:+.3f} to {row['over high']:+.3f})"
 
 
 def factor_table(table: pd.DataFrame) -> str:
-    """Changes of AUROC after the last step, one setting a row."""
+    """AUROC after the last step minus that of patch max, one setting a row."""
     head = ["what is changed", "to", LEARNED, HELD_OUT, WORLDS]
     lines, last = [head, ["---"] * 5], table[table["steps"] == STEPS[-1]]
     for factor in [*FACTORS, "stopping"]:
@@ -637,7 +667,9 @@ def factor_table(table: pd.DataFrame) -> str:
 
 def candidate_table(table: pd.DataFrame) -> str:
     """Trainings that start from patch max, and sums that nobody trained."""
-    lines = [["", *(f"{name}: {what}" for name in (HELD_OUT, WORLDS) for what in ("AUROC", "over patch max"))]]
+    lines = [
+        ["", *(f"{name}: {what}" for name in (HELD_OUT, WORLDS) for what in ("AUROC", "over patch max"))]
+    ]
     lines.append(["---"] * 5)
     plain = table[table["factor"] == "no training"]
     for setting in plain["setting"].unique():
@@ -645,7 +677,7 @@ def candidate_table(table: pd.DataFrame) -> str:
         lines.append([f"not trained: {setting}", f"{own[HELD_OUT]:.3f}", "", f"{own[WORLDS]:.3f}", ""])
     for setting in [BASELINE, *CANDIDATES]:
         found = [at(table, setting, tested) for tested in (HELD_OUT, WORLDS)]
-        cells = [[f"{r['auroc']:.3f}", cell(r, "over patch max", "over low", "over high")] for r in found]
+        cells = [[f"{r['auroc']:.3f}", cell(r)] for r in found]
         lines.append([setting, *cells[0], *cells[1]])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -657,8 +689,25 @@ def read() -> pd.DataFrame:
 def blocks() -> dict[Path, dict[str, str]]:
     """What stands between marks in texts, as in `quality.blocks`."""
     table = read()
-    marks = {"answer": answer(table), "factors": factor_table(table), "candidates": candidate_table(table)}
-    return {ROOT / "book" / "why_training_falls.md": marks}
+    factors = factor_table(table)
+    marks = {"answer": answer(table), "factors": factors, "candidates": candidate_table(table)}
+    return {
+        ROOT / "book" / "why_training_falls.md": marks,
+        ROOT / "notebooks" / "07_training.ipynb": {"factors": factors},
+    }
+
+
+def filled(path: Path, marks: dict[str, str]) -> str:
+    """The text of a file with its blocks filled; of a notebook, in those cells that hold a block."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return fill(text, marks)
+    notebook = json.loads(text)
+    for one in notebook["cells"]:
+        source = "".join(one["source"])
+        own = {mark: inside for mark, inside in marks.items() if f"<!-- {mark} -->" in source}
+        one["source"] = fill(source, own).splitlines(keepends=True)
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
@@ -674,7 +723,7 @@ def main() -> None:
     table = read()
     save_figure(figure(table), RESULTS / "why_training_falls.png")
     for path, marks in blocks().items():
-        write_text(path, fill(path.read_text(encoding="utf-8"), marks))
+        write_text(path, filled(path, marks))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ SIZES = {"train": 8, "normal": 12, "anomalous": 16}  # images of an auxiliary ca
 TESTED = {"train": 12, "normal": 16, "anomalous": 16}  # of a development category
 COUNTS = {"drawn": (4, 13, 26, 52), "photographs": (4, 13, 31), "real": (4,)}
 ALL = {name: counts[-1] for name, counts in COUNTS.items()}
-UNTRAINED, TRAINED, PRIOR = "residuals (untrained)", "prior + residuals (trained)", "prior alone (K = 0)"
+UNTRAINED, TRAINED, PRIOR = "residuals (untrained)", "prior + residuals (trained)", "prior alone, peak"
+PRIOR_MEAN = "prior alone, mean"
 PATCH_MAX, PAPER = "patch max", "InCTRL (paper's head)"
 TERMS = {  # what the raw score is made of
     "patch residual alone": ("patch",),
@@ -139,6 +140,7 @@ def scores_of(
         for draw in range(DRAWS):  # the prior needs no normal image: the same in all draws
             score = heads[PRIOR].raw_score(blank, prior, grid)
             yield (PRIOR, one.auxiliary, one.categories, 0), cell(draw, one.seed, score)
+            yield (PRIOR_MEAN, one.auxiliary, one.categories, 0), cell(draw, one.seed, prior.mean(-1))
     for (k, draw), items in supports.items():
         normals = pool.take([pool_items.index(item) for item in items])
         stage_maps = queries.stage_maps(normals)
@@ -251,7 +253,7 @@ def figure(table: pd.DataFrame) -> Figure:
         for method, look in ((PATCH_MAX, ":"), (UNTRAINED, "--")):
             left.plot(at[1:], rows_of(table, group, method)["auroc"], look, color="black", label=method)
         for number, (name, colour) in enumerate(COLOURS.items()):
-            for method, marker, look in ((TRAINED, "o", "-"), (PAPER, "x", "-."), (PRIOR, "*", "")):
+            for method, marker, look in ((TRAINED, "o", "-"), (PAPER, "x", "-."), (PRIOR_MEAN, "*", "")):
                 line = rows_of(table, group, method, name)
                 if len(line):
                     places = [ks.index(k) for k in line.index]
@@ -274,12 +276,14 @@ def figure(table: pd.DataFrame) -> Figure:
         left.set(title=f"{GROUPS[group]}: mean AUROC", xlabel="K")
         middle.set(title="what the prior adds to the residuals", xlabel="K")
         right.set(
-            title="the same, against categories", xlabel="categories of the auxiliary set", xscale="log"
+            title="the same, against categories",
+            xlabel="categories of the auxiliary set",
+            xticks=sorted({count for counts in COUNTS.values() for count in counts}),
         )
         for ax in (middle, right):
             ax.axhline(0, color="grey", lw=1)
-            ax.legend(frameon=False, fontsize=7, title="auxiliary set", title_fontsize=7)
-        left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=1)
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
 
 
@@ -291,7 +295,7 @@ def story(table: pd.DataFrame, group: str) -> str:
     """The rows of every comparison by K."""
     lines = [["mean AUROC (95 % interval)", "K = 0", *(f"K = {k}" for k in SHOTS)], ["---"] * 6]
     rows = [(method, "") for method in (PATCH_MAX, "image residual alone", UNTRAINED)]
-    rows += [(method, name) for method in (PRIOR, TRAINED, PAPER) for name in COLOURS]
+    rows += [(method, name) for method in (PRIOR, PRIOR_MEAN, TRAINED, PAPER) for name in COLOURS]
     for method, name in rows:
         found = rows_of(table, group, method, name)
         if len(found):
@@ -333,11 +337,14 @@ def verdicts(table: pd.DataFrame) -> str:
             )
             said += f", and below 0 at K = {', '.join(below)}" if below else ""
             points = ", ".join(f"{100 * found.loc[k, 'added_value']:+.1f}" for k in SHOTS)
-            alone = rows_of(table, group, PRIOR, name).loc[0, ["auroc", "low", "high"]]
+            peak, mean = (
+                rows_of(table, group, method, name).loc[0, ["auroc", "low", "high"]]
+                for method in (PRIOR, PRIOR_MEAN)
+            )
             lines.append(
                 f"{title}, prior learned from {ALL[name]} categories of the {name} set: it changes AUROC by "
-                f"{points} points at K = {', '.join(map(str, SHOTS))}; {said}. Alone (K = 0) its AUROC is "
-                f"{shown(*alone)}."
+                f"{points} points at K = {', '.join(map(str, SHOTS))}; {said}. Alone (K = 0) its peak has an "
+                f"AUROC of {shown(*peak)}, its mean over the image {shown(*mean)}."
             )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -246,7 +246,7 @@ def rows_of(
 def figure(table: pd.DataFrame) -> Figure:
     """A row for each group: AUROC against K, what training adds against K and against categories."""
     groups = [group for group in GROUPS if group in set(table["sets"])]
-    drawn = Figure(figsize=(11, 3.9 * len(groups)), layout="constrained")
+    drawn = Figure(figsize=(12.5, 3.9 * len(groups)), layout="constrained")
     axes = drawn.subplots(len(groups), 3, squeeze=False)
     for (left, middle, right), group in zip(axes, groups, strict=True):
         at, ks = np.arange(5), [0, *SHOTS]
@@ -282,8 +282,8 @@ def figure(table: pd.DataFrame) -> Figure:
         )
         for ax in (middle, right):
             ax.axhline(0, color="grey", lw=1)
-            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-        left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        left.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
 
 

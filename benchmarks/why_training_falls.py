@@ -461,15 +461,16 @@ def run(
 def untrained(cases: Cases, evidence: Evidence, title: str, scale: Evidence) -> pd.DataFrame:
     """AUROC of what needs no training; sums are of numbers divided by their spread in `scale`."""
     width = cases.embedding.shape[-1]
-    head = FromPatchMax(width, replace(LINEAR, numbers=FOUR))
+    head = FromPatchMax(width, replace(LINEAR, numbers=(*FOUR, "stages")))
     numbers = head.numbers(evidence) / head.numbers(scale).std(0)
-    patch, rest = numbers[:, 0], dict(zip(FOUR, numbers[:, 1:].T, strict=True))
+    patch, rest = numbers[:, 0], dict(zip(FOUR, numbers[:, 1:5].T, strict=True))
     ranked = {
         "patch max": patch,
         "text score": rest["text"],
         "log patch max + text, equal weights": patch + rest["text"],
         "log patch max + text + whole image, equal weights": patch + rest["text"] + rest["whole"],
-        "log patch max + 4 numbers, equal weights": numbers.sum(1),
+        "log patch max + 4 numbers, equal weights": numbers[:, :5].sum(1),
+        "log patch max + maxima of the stages, equal weights": patch + numbers[:, 5:].sum(1),
     }
     rows = [
         [title, name, cases.names[i], cases.families[i], value]

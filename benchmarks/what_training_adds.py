@@ -1,9 +1,9 @@
 """What does training add? python benchmarks/what_training_adds.py [--data FOLDER]
 
 InCTRL-lite on the photo tower learns one thing: a linear prior, "damaged or not" of a patch. This study
-learns it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in miniature: the
-MVTec categories of --data), from few and from many of their categories, and measures at K = 0, 1, 2, 4 and 8
-what it adds to the residuals, which need no training. The paper's head is trained beside it.
+learns it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in
+miniature: the MVTec categories of --data), from few and from many of their categories, and measures at K = 0,
+1, 2, 4 and 8 what it adds to the residuals, which need no training. The paper's head is trained beside it.
 
 Development sets: photographs, scenes and characters (`inctrl_lite.data.photographs`), which no auxiliary set
 shares a source picture with. With --data, also real images, as a record: nothing is chosen by them. A prior

@@ -636,15 +636,16 @@ def answer(table: pd.DataFrame) -> str:
         f"{place[WORLDS][0]:.3f} to {place[WORLDS][-1]:.3f}. On the categories that it learns from, it goes "
         f"from {place[LEARNED][0]:.3f} to {place[LEARNED][-1]:.3f}.",
         "After the training, phi alone ranks the images of left-out families with an AUROC of "
-        f"{phi:.3f}. Patch max, which is the other half of the score and learns nothing, has {patch_max:.3f}.",
+        f"{phi:.3f}. Patch max, which is the other half of the score and learns nothing, has "
+        f"{patch_max:.3f}.",
         f"Of {len(changed)} single changes, {len(rise)} end above patch max on the left-out families with an "
         f"interval above 0, and {len(fall)} end below it with an interval below 0"
         + (f" ({'; '.join(fall)})." if fall else "."),
-        f"Of {len(CANDIDATES)} trainings that were built from these findings, {len(names)} end above patch max "
-        "with an interval above 0" + (f" ({'; '.join(names)})." if names else "."),
+        f"Of {len(CANDIDATES)} trainings that were built from these findings, {len(names)} end above patch "
+        "max with an interval above 0" + (f" ({'; '.join(names)})." if names else "."),
         f'The best of them on the left-out families is "{first}": {cell(at(table, first))} over patch max '
-        f"there, and {cell(at(table, first, WORLDS))} on the left-out worlds, which had no part in calling it "
-        "the best.",
+        f"there, and {cell(at(table, first, WORLDS))} on the left-out worlds, which had no part in calling "
+        "it the best.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -1,9 +1,9 @@
 """What does training add? python benchmarks/what_training_adds.py [--data FOLDER]
 
 InCTRL-lite on the photo tower learns one thing: a linear prior, "damaged or not" of a patch. This study
-learns it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in miniature: the
-MVTec categories of --data), from few and from many of their categories, and measures at K = 0, 1, 2, 4 and 8
-what it adds to the residuals, which need no training. The paper's head is trained beside it.
+learns it from three auxiliary sets (drawn things; photographs with synthetic defects; real damage, in
+miniature: the MVTec categories of --data), from few and from many of their categories, and measures at K = 0,
+1, 2, 4 and 8 what it adds to the residuals, which need no training. The paper's head is trained beside it.
 
 Development sets: photographs, scenes and characters (`inctrl_lite.data.photographs`), which no auxiliary set
 shares a source picture with. With --data, also real images, as a record: nothing is chosen by them. A prior
@@ -246,7 +246,7 @@ def rows_of(
 def figure(table: pd.DataFrame) -> Figure:
     """A row for each group: AUROC against K, what training adds against K and against categories."""
     groups = [group for group in GROUPS if group in set(table["sets"])]
-    drawn = Figure(figsize=(11, 3.9 * len(groups)), layout="constrained")
+    drawn = Figure(figsize=(12.5, 3.9 * len(groups)), layout="constrained")
     axes = drawn.subplots(len(groups), 3, squeeze=False)
     for (left, middle, right), group in zip(axes, groups, strict=True):
         at, ks = np.arange(5), [0, *SHOTS]
@@ -282,8 +282,8 @@ def figure(table: pd.DataFrame) -> Figure:
         )
         for ax in (middle, right):
             ax.axhline(0, color="grey", lw=1)
-            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-        left.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+            ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+        left.legend(frameon=False, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     return drawn
 
 

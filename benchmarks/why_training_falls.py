@@ -461,15 +461,16 @@ def run(
 def untrained(cases: Cases, evidence: Evidence, title: str, scale: Evidence) -> pd.DataFrame:
     """AUROC of what needs no training; sums are of numbers divided by their spread in `scale`."""
     width = cases.embedding.shape[-1]
-    head = FromPatchMax(width, replace(LINEAR, numbers=FOUR))
+    head = FromPatchMax(width, replace(LINEAR, numbers=(*FOUR, "stages")))
     numbers = head.numbers(evidence) / head.numbers(scale).std(0)
-    patch, rest = numbers[:, 0], dict(zip(FOUR, numbers[:, 1:].T, strict=True))
+    patch, rest = numbers[:, 0], dict(zip(FOUR, numbers[:, 1:5].T, strict=True))
     ranked = {
         "patch max": patch,
         "text score": rest["text"],
         "log patch max + text, equal weights": patch + rest["text"],
         "log patch max + text + whole image, equal weights": patch + rest["text"] + rest["whole"],
-        "log patch max + 4 numbers, equal weights": numbers.sum(1),
+        "log patch max + 4 numbers, equal weights": numbers[:, :5].sum(1),
+        "log patch max + maxima of the stages, equal weights": patch + numbers[:, 5:].sum(1),
     }
     rows = [
         [title, name, cases.names[i], cases.families[i], value]
@@ -635,15 +636,16 @@ def answer(table: pd.DataFrame) -> str:
         f"{place[WORLDS][0]:.3f} to {place[WORLDS][-1]:.3f}. On the categories that it learns from, it goes "
         f"from {place[LEARNED][0]:.3f} to {place[LEARNED][-1]:.3f}.",
         "After the training, phi alone ranks the images of left-out families with an AUROC of "
-        f"{phi:.3f}. Patch max, which is the other half of the score and learns nothing, has {patch_max:.3f}.",
+        f"{phi:.3f}. Patch max, which is the other half of the score and learns nothing, has "
+        f"{patch_max:.3f}.",
         f"Of {len(changed)} single changes, {len(rise)} end above patch max on the left-out families with an "
         f"interval above 0, and {len(fall)} end below it with an interval below 0"
         + (f" ({'; '.join(fall)})." if fall else "."),
-        f"Of {len(CANDIDATES)} trainings that were built from these findings, {len(names)} end above patch max "
-        "with an interval above 0" + (f" ({'; '.join(names)})." if names else "."),
+        f"Of {len(CANDIDATES)} trainings that were built from these findings, {len(names)} end above patch "
+        "max with an interval above 0" + (f" ({'; '.join(names)})." if names else "."),
         f'The best of them on the left-out families is "{first}": {cell(at(table, first))} over patch max '
-        f"there, and {cell(at(table, first, WORLDS))} on the left-out worlds, which had no part in calling it "
-        "the best.",
+        f"there, and {cell(at(table, first, WORLDS))} on the left-out worlds, which had no part in calling "
+        "it the best.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

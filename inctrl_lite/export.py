@@ -169,7 +169,7 @@ def _traced(module: nn.Module, view: View, inputs: list[str], outputs: list[str]
     """The module as an ONNX graph."""
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise InctrlError(f"exporting needs {' and '.join(missing)}: pip install 'inctrl-lite[export]'")
+        raise InctrlError(f"exporting needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     example = torch.zeros((*view.preprocessor.size, 3), dtype=torch.uint8)
     with torch.no_grad():
         program: Any = torch.onnx.export(

@@ -29,7 +29,7 @@ def export(
 ) -> None:
     """Make a fitted detector run elsewhere: as an ONNX file (--out) or as a web page (--web).
 
-    Needs the packages of `pip install 'inctrl-lite[export]'`.
+    Needs the packages of the extra `export`: pip install onnx onnxscript.
     """
     if out is None and web is None:
         raise typer.BadParameter("give --out or --web")

@@ -6,6 +6,7 @@ Copies its tables, settings, environment and figures to benchmarks/results/PROTO
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from io import BytesIO
@@ -43,6 +44,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     buffer = BytesIO()
     figure.savefig(buffer, dpi=110, facecolor="white")
     save_picture(Image.open(buffer), path)
+
+
+def narrow(table: str) -> str:
+    """A Markdown table with its intervals in small print below the values: wide ones are cut on a phone."""
+    return re.sub(r" (\([+-]?[\d.]+ to [+-]?[\d.]+\))", r"<br><small>\1</small>", table)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.random import default_rng
 from quality import ROOT, fill
-from record import RESULTS, save_figure
+from record import RESULTS, narrow, save_figure
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -305,7 +305,7 @@ def story(table: pd.DataFrame, group: str) -> str:
                 for k in (0, *SHOTS)
             ]
             lines.append([title, *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def added(table: pd.DataFrame, group: str) -> str:
@@ -317,7 +317,7 @@ def added(table: pd.DataFrame, group: str) -> str:
             if len(found):
                 columns = ["added_value", "added_low", "added_high"]
                 lines.append([name, str(count), *(shown(*found.loc[k, columns], sign="+") for k in SHOTS)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def verdicts(table: pd.DataFrame) -> str:

@@ -32,7 +32,7 @@ from choose_whole import PANEL_DEFECTS, PHOTOGRAPHS, damaged, panel, scans
 from matplotlib.figure import Figure
 from numpy.random import Generator, default_rng
 from quality import ROOT, fill
-from record import RESULTS, save_figure
+from record import RESULTS, narrow, save_figure
 from scipy.stats import rankdata, t
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -664,7 +664,7 @@ def factor_table(table: pd.DataFrame) -> str:
             found = last[(last["factor"] == factor) & (last["setting"] == setting)]
             cells = {row["tested on"]: cell(row) for _, row in found[found["term"] == "final"].iterrows()}
             lines.append([factor, setting, *(cells.get(name, "") for name in (LEARNED, HELD_OUT, WORLDS))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def candidate_table(table: pd.DataFrame) -> str:
@@ -681,7 +681,7 @@ def candidate_table(table: pd.DataFrame) -> str:
         found = [at(table, setting, tested) for tested in (HELD_OUT, WORLDS)]
         cells = [[f"{r['auroc']:.3f}", cell(r)] for r in found]
         lines.append([setting, *cells[0], *cells[1]])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
 def read() -> pd.DataFrame:

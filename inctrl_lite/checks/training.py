@@ -143,7 +143,7 @@ def _loss_and_gradients(answer, normal: Tensor, anomalous: Tensor):
 
 
 def pair_loss(normal: Tensor, anomalous: Tensor) -> Tensor:
-    """Mean loss of P pairs: -log of the probability that the anomalous image has the larger score."""
+    """Mean over P pairs: -log of the probability that the anomalous score is larger."""
     return -(anomalous - normal).sigmoid().log().mean()
 
 

@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("run.json", "cells.csv", "summary.csv", "summary.md", "cost.csv")
@@ -24,8 +29,20 @@ def keep(run: Path, out: Path) -> None:
         shutil.copy(run / name, out / name)
     (out / "figures").mkdir()
     for path in sorted((run / "figures").glob("*.png")):
-        with Image.open(path) as figure:  # 256 colours: half the bytes, so that the results page stays light
-            figure.convert("RGB").quantize(256).save(out / "figures" / path.name, optimize=True)
+        with Image.open(path) as figure:
+            save_picture(figure, out / "figures" / path.name)
+
+
+def save_picture(figure: Image.Image, path: Path) -> None:
+    """A PNG of 256 colours: half the bytes, so that pages stay light."""
+    figure.convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """A figure of matplotlib as such a PNG, on white."""
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=110, facecolor="white")
+    save_picture(Image.open(buffer), path)
 
 
 def main() -> None:

@@ -279,6 +279,9 @@ def score(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; scores do not depend on it.")
     ] = 32,
+    engine: Annotated[
+        str, typer.Option(help="torch, or onnx: ONNX Runtime, faster on a CPU (extra 'export').")
+    ] = "torch",
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -289,6 +292,7 @@ def score(
     folder of queries carries labels.
     """
     from inctrl_lite.detector import AnomalyDetector
+    from inctrl_lite.engine import with_engine
     from inctrl_lite.scoring import score_categories, score_folder, score_queries
 
     if (normals is None) == (detector is None):
@@ -315,6 +319,7 @@ def score(
             model=model,
             image_size=image_size,
             device=device,
+            engine=engine,
             **options,
             **view,
         )
@@ -323,7 +328,7 @@ def score(
     if any(value for value in view.values()):
         raise typer.BadParameter("region, tiles and the like belong to `fit`: the detector file holds them")
     assert detector is not None
-    loaded = AnomalyDetector.load(detector, device=device)
+    loaded = with_engine(AnomalyDetector.load(detector, device=device), engine)
     if watch:
         from inctrl_lite.watch import watch_folder
 
@@ -656,6 +661,10 @@ def main() -> None:
         app()
     except InctrlError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # of a path that nobody looked at closely: too long, on a lost disk
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"error: {what}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as ended:  # typer makes this of Ctrl-C, and says nothing
         if ended.code == INTERRUPTED:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from inctrl_lite import __version__
 from inctrl_lite.backbones import Backbone, Stage, load_backbone
+from inctrl_lite.checkpoint import check_fits
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_whole
 from inctrl_lite.fitted import FittedCategory
@@ -41,6 +42,7 @@ from inctrl_lite.view import Region, View
 
 FORMAT = 1
 KEY, CHECKSUM = "inctrl_lite", "sha256"
+MOST = 4096  # rows, columns, tiles: more is a damaged file
 OPTIONAL = ("normal_statistics", "normal_level")
 
 
@@ -115,13 +117,17 @@ def read_detector(
     try:
         found = about["backbone"]
         arguments, digest = dict(found["arguments"]), str(found["digest"])
+        if not isinstance(arguments["name"], str):
+            raise ValueError("the backbone has no name")
+        if not isinstance(about["model"]["backbone"], dict | None):
+            raise ValueError("the model's backbone is no object")
         model = InCTRL(**about["model"])
         model.load_state_dict(_below("model", tensors))
         categories = {
             str(record["name"]): _category(record, _below(f"categories.{i}", tensors))
             for i, record in enumerate(about["categories"])
         }
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (InctrlError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InctrlError(f"{path} is damaged ({cause}): fit it again") from error
     if not categories:
@@ -136,10 +142,21 @@ def read_detector(
             f"{path} was fitted with other weights of the backbone {arguments.get('name')!r} than those that "
             "are loaded: give it the same backbone (AnomalyDetector.load(path, backbone=...)) or fit it again"
         )
+    check_fits(model, backbone)
     for name, fitted in categories.items():
+        blank = torch.zeros(1, 3, *fitted.view.preprocessor.size, device=backbone.device)
+        seen, support = backbone.encode_images(blank), fitted.support
+        grids = support.map_grid == seen.map_grid and [stage.grid for stage in support.stages] == [
+            stage.grid for stage in seen.stages
+        ]
         widths = tuple(stage.tokens.shape[-1] for stage in fitted.support.stages)
         sizes = len(fitted.support) == fitted.view.count, len(fitted.names) == fitted.shots
-        if widths != backbone.stage_widths or not all(sizes) or fitted.limits[0] >= fitted.limits[1]:
+        if (
+            widths != backbone.stage_widths
+            or not grids
+            or not all(sizes)
+            or fitted.limits[0] >= fitted.limits[1]
+        ):
             raise InctrlError(
                 f"{path} is damaged (category {name!r} does not fit the backbone): fit it again"
             )
@@ -240,18 +257,19 @@ def _category(record: dict[str, Any], tensors: dict[str, Tensor]) -> FittedCateg
     support = SupportSet(
         global_embedding=tensors["global_embedding"],
         stages=tuple(
-            Stage(tensors[f"stages.{i}.tokens"], _tuple(grid)) for i, grid in enumerate(record["stage_grids"])
+            Stage(tensors[f"stages.{i}.tokens"], _pair(grid)) for i, grid in enumerate(record["stage_grids"])
         ),
-        map_grid=_tuple(record["map_grid"]),
-        regions=None if regions is None else Stage(tensors["regions.tokens"], _tuple(regions)),
+        map_grid=_pair(record["map_grid"]),
+        regions=None if regions is None else Stage(tensors["regions.tokens"], _pair(regions)),
         **{field: tensors.get(field) for field in OPTIONAL},
     )
     threshold, rate = record["threshold"], record["expected_rate"]
+    bits = None if settings["bits"] is None else _whole(settings["bits"])
     low, high = record["limits"]
     return FittedCategory(
         support=support,
         text=tensors.get("text"),
-        view=View(preprocessor, region, _tuple(settings["tiles"]), settings["bits"]),
+        view=View(preprocessor, region, _pair(settings["tiles"]), bits),
         limits=(float(low), float(high)),
         normal_scores=tuple(float(score) for score in record["normal_scores"]),
         threshold=None if threshold is None else float(threshold),
@@ -260,6 +278,18 @@ def _category(record: dict[str, Any], tensors: dict[str, Tensor]) -> FittedCateg
         names=tuple(str(image["name"]) for image in record["normal_images"]),
         fingerprints=tuple(bytes.fromhex(image["digest"]) for image in record["normal_images"]),
     )
+
+
+def _whole(value: Any) -> int:
+    """A positive whole number; JSON's reader would let anything pass."""
+    if type(value) is not int or not 1 <= value <= MOST:
+        raise ValueError(f"{value!r} is no whole number from 1 to {MOST}")
+    return value
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = (_whole(part) for part in value)
+    return first, second
 
 
 def _tuple(value: Any) -> Any:

@@ -6,6 +6,7 @@ where a point of the input lies in the picture: heat maps, masks and pixel metri
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Preprocessor:
         border: grey level of the letterbox's border, 0 to 255.
 
     Raises:
-        InctrlError: unknown mode or interpolation.
+        InctrlError: unknown mode or interpolation, a size that is no size, or colours that are not three.
     """
 
     size: tuple[int, int]
@@ -65,6 +66,15 @@ class Preprocessor:
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise InctrlError(f"unknown interpolation {self.interpolation!r}: choose one of {known}")
+        try:
+            rows, columns = self.size
+            colours = [float(value) for value in (*self.mean, *self.std)]
+        except (TypeError, ValueError) as error:
+            raise InctrlError(f"{self} is no preprocessing: {error}") from error
+        if type(rows) is not int or type(columns) is not int or min(rows, columns) < 1:
+            raise InctrlError(f"an input of {rows} x {columns} pixels: give two whole numbers from 1")
+        if len(colours) != 6 or not all(map(math.isfinite, colours)) or min(colours[3:]) <= 0:
+            raise InctrlError(f"mean {self.mean} and std {self.std}: give three numbers each, std above 0")
 
     def __call__(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
         """The model's input for an RGB picture."""

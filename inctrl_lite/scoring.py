@@ -19,6 +19,7 @@ from inctrl_lite.data.episodes import draw_support
 from inctrl_lite.data.folders import normal_images, read_labelled
 from inctrl_lite.data.images import find_images, load_image
 from inctrl_lite.detector import DEFAULT, AnomalyDetector
+from inctrl_lite.engine import with_engine
 from inctrl_lite.environment import environment
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evaluation import map_metrics
@@ -148,6 +149,7 @@ def score_folder(
     progress: bool = False,
     maps: str | None = None,
     limits: tuple[float, float] | None = None,
+    engine: str = "torch",
     **view: Any,
 ) -> FolderScores:
     """Score the images of a folder against K normal images of another.
@@ -157,6 +159,7 @@ def score_folder(
         model: name for `AnomalyDetector.from_pretrained`, or a detector.
         image_size: see `AnomalyDetector.from_pretrained`.
         threshold: score above which an image is called anomalous; None: from the normal images themselves.
+        engine: see `engine.with_engine`.
         view: region, tiles, any_rotation, keep_aspect, bits: see `AnomalyDetector.fit`.
         queries, out, skip_unreadable, batch_size, progress, maps, limits: see `score_queries`.
 
@@ -172,6 +175,7 @@ def score_folder(
         detector.categories = {}  # what the caller has fitted stays as it is
     else:
         detector = AnomalyDetector.from_pretrained(model, image_size=image_size, device=device)
+    detector = with_engine(detector, engine)
     skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
     support = fit_folder(
         detector,

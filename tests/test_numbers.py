@@ -21,7 +21,25 @@ def test_tables_of_texts_are_those_of_the_recorded_runs():
         assert quality.fill(text, marks) == text, f"{path.name}: run python benchmarks/quality.py --only"
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/faq.md", "book/landing.md", "book/differences.md"])
+def test_pages_of_the_studies_are_those_of_the_recorded_tables():
+    import what_training_adds
+    import why_training_falls
+
+    for path, marks in (why_training_falls.blocks() | what_training_adds.blocks()).items():
+        text = path.read_text(encoding="utf-8")
+        assert why_training_falls.filled(path, marks) == text, f"{path.name}: run the study with --only"
+        for mark in marks:
+            assert f"<!-- {mark} -->" in text and f"<!-- end of {mark} -->" in text, f"{path.name}: {mark}"
+
+
+PAGES = ["why_training_falls", "what_training_adds"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", "book/faq.md", "book/landing.md", "book/differences.md"]
+    + [f"book/{name}.md" for name in PAGES],
+)
 def test_no_auroc_is_typed_outside_the_generated_blocks(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     text = re.sub(r"<!-- (\w+) -->.*?<!-- end of \1 -->", "", text, flags=re.S)

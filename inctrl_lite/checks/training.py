@@ -127,3 +127,47 @@ check_loss_range = Exercise(
         ),
     },
 )
+
+
+def _pair_scores(seed: int) -> tuple[Tensor, Tensor]:
+    g = generator(seed)
+    return 2 * torch.randn(4 + seed, generator=g), 1 + 2 * torch.randn(4 + seed, generator=g)
+
+
+def _loss_and_gradients(answer, normal: Tensor, anomalous: Tensor):
+    scores = normal.clone().requires_grad_(), anomalous.clone().requires_grad_()
+    loss = answer(*scores)
+    if not (isinstance(loss, Tensor) and loss.requires_grad):
+        return loss, None, None
+    return loss, *torch.autograd.grad(loss.sum(), scores, allow_unused=True)
+
+
+def pair_loss(normal: Tensor, anomalous: Tensor) -> Tensor:
+    """Mean loss of P pairs: -log of the probability that the anomalous image has the larger score."""
+    return -(anomalous - normal).sigmoid().log().mean()
+
+
+check_pair_loss = Exercise(
+    solution=pair_loss,
+    cases=_pair_scores,
+    run=_loss_and_gradients,
+    parts=("loss", "gradient of the normal scores", "gradient of the anomalous scores"),
+    mistakes={
+        "The pairs are the wrong way around: the *anomalous* image is to have the larger score.": (
+            lambda n, a: pair_loss(a, n)
+        ),
+        "You return one loss for each pair: take their mean.": (lambda n, a: F.softplus(n - a)),
+        "You add the losses of the pairs: take their mean.": lambda n, a: F.softplus(n - a).sum(),
+        "A loss is large for mistakes: the minus sign before the logarithm is missing.": (
+            lambda n, a: -pair_loss(n, a)
+        ),
+        "You compare every normal image with every anomalous one. They are of different categories; compare "
+        "each with its partner only.": lambda n, a: F.softplus(n[:, None] - a[None]).mean(),
+        "You judge every image by itself, as the focal loss does. Only the difference of the two scores is "
+        "to count.": lambda n, a: (F.softplus(n) + F.softplus(-a)).mean(),
+        "You count the pairs in the wrong order. That is one minus the AUROC of the pairs, but its gradient "
+        "is zero: use the sigmoid of the difference.": lambda n, a: (n >= a).float().mean(),
+        "This is the mean probability of the wrong order. Take the logarithm of the right one's, and change "
+        "the sign.": lambda n, a: (n - a).sigmoid().mean(),
+    },
+)

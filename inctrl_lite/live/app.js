@@ -128,7 +128,8 @@ function choose(source) {
     video = null;
   }
   state.source = source;
-  state.shown = source === "camera" ? null : state.checks[0]?.frame ?? null;
+  const first = source === "camera" ? null : state.checks[0]?.frame ?? null;
+  Object.assign(state, { shown: first, drawn: null, found: null });
   start();
   $("watch").hidden = false;
   press(source === "camera" ? "use-camera" : "use-files");
@@ -258,7 +259,7 @@ function refit(encodeAgain = false) {
     const normals = state.normals.filter((normal) => normal.features);
     const features = normals.map((normal) => normal.features);
     if (state.fixed === null) state.detector = normals.length ? fit(features, model) : null;
-    state.changed = true;
+    Object.assign(state, { found: null, changed: true }); // what was found belongs to the last detector
   }).catch((error) => problem(`The pictures could not be compared (${error.message}).`));
   return fitting;
 }
@@ -283,7 +284,7 @@ async function look() {
       }
       times = [...times.slice(-9), performance.now() - begun];
     }
-    if (frame !== state.shown) continue;
+    if (frame !== state.shown || detector !== state.detector) continue; // the reader has gone on
     state.found = found && { ...found, frame };
     state.looked += 1;
     draw();

@@ -159,6 +159,12 @@ def fill(text: str, marks: dict[str, str]) -> str:
     return text
 
 
+def write_blocks(blocks: dict[Path, dict[str, str]]) -> None:
+    """Write what stands between the marks of texts."""
+    for path, marks in blocks.items():
+        write_text(path, fill(path.read_text(encoding="utf-8"), marks))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
@@ -183,8 +189,7 @@ def main() -> None:
         run = run_benchmark(protocol, options.out, backbone=backbone, **settings)
         keep(run.folder, RESULTS / name)
     write_text(RESULTS / "quality.md", tables())
-    for path, marks in blocks().items():
-        write_text(path, fill(path.read_text(encoding="utf-8"), marks))
+    write_blocks(blocks())
     print(tables())
 
 

@@ -21,6 +21,18 @@ def test_tables_of_texts_are_those_of_the_recorded_runs():
         assert quality.fill(text, marks) == text, f"{path.name}: run python benchmarks/quality.py --only"
 
 
+def test_the_faq_says_what_was_recorded():
+    import false_alarms
+    import tiles
+    from quality import fill
+
+    for path, marks in [*tiles.blocks().items(), *false_alarms.blocks().items()]:
+        text = path.read_text(encoding="utf-8")
+        assert fill(text, marks) == text, f"{path.name}: run the benchmark of {', '.join(marks)}"
+        for mark in marks:
+            assert f"<!-- end of {mark} -->" in text
+
+
 def test_pages_of_the_studies_are_those_of_the_recorded_tables():
     import what_training_adds
     import why_training_falls

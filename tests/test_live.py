@@ -214,10 +214,11 @@ def test_memory_stays_flat(chromium, site):
     with opened(chromium, site) as page:
         page.click("#use-camera")
         page.wait_for_function("() => document.getElementById('view').width === 320")
-        for _ in range(2):
-            page.click("#take")
-            page.wait_for_timeout(400)
-        normal_count(page, 2)
+        page.locator("#take").hover()
+        page.mouse.down()  # held, it takes one picture after the other
+        page.wait_for_function(f"() => {STATE}.normals.length >= 2")
+        page.mouse.up()
+        page.wait_for_function(f"() => {STATE}.detector?.normalScores.length >= 2")
 
         def after(frames: int) -> int:
             wanted = page.evaluate(f"() => {STATE}.looked") + frames

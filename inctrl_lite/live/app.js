@@ -30,10 +30,12 @@ function prepare() {
   model = {
     page: PAGE, config: PAGE.config, grid: PAGE.map_grid, stageGrids: PAGE.stage_grids,
     middleStage: Math.floor(PAGE.stage_grids.length / 2),
-    direction: tensor("head.direction"), offset: tensor("head.offset")[0], levelOfOne: tensor("head.level")[0],
+    direction: tensor("head.direction"), offset: tensor("head.offset")[0],
+    levelOfOne: tensor("head.level")[0],
   };
-  $("sizes").textContent = `Each choice loads the network (${megabytes(PAGE.files.encoder.bytes)}) and the program that `
-    + `runs it (${megabytes(PAGE.files.wasm.bytes)}), once, from this site. You can take pictures meanwhile.`;
+  const [network, program] = [PAGE.files.encoder, PAGE.files.wasm].map(({ bytes }) => megabytes(bytes));
+  $("sizes").textContent = `Each choice loads the network (${network}) and the program that runs it (${program}), `
+    + "once, from this site. You can take pictures meanwhile.";
   $("use-examples").hidden = !PAGE.examples.length;
   for (const [i, { name }] of PAGE.examples.entries()) $("examples").append(new Option(name, i));
   $("code-encode").textContent = encode; // a function as text is its source
@@ -56,8 +58,8 @@ function ask(question) {
 function start() {
   if (ready) return;
   if (typeof WebAssembly === "undefined") {
-    problem("This browser has no WebAssembly, which runs the network. Use a current Firefox, Chrome, Edge or Safari, "
-      + "or switch it on.");
+    problem("This browser has no WebAssembly, which runs the network. Use a current Firefox, Chrome, Edge or "
+      + "Safari, or switch it on.");
     return;
   }
   $("loading").hidden = false;
@@ -70,7 +72,8 @@ function start() {
     return data.error ? reject(new Error(data.error)) : resolve(data.features);
   };
   const threads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-  const files = Object.fromEntries(Object.entries(PAGE.files).map(([name, { url }]) => [name, { url: new URL(url, location.href).href }]));
+  const absolute = ([name, { url }]) => [name, { url: new URL(url, location.href).href }];
+  const files = Object.fromEntries(Object.entries(PAGE.files).map(absolute));
   ready = ask({ load: { files, threads, grids: PAGE.stage_grids, size: PAGE.size } });
   ready.then(() => { $("loading").hidden = true; refit(); }, (error) => {
     problem(`The network could not be loaded (${error.message}). Load the page again when you are online.`);
@@ -79,7 +82,8 @@ function start() {
 
 function progress(share) {
   $("progress").value = share;
-  $("progress-text").textContent = share < 1 ? `Loading: ${Math.round(share * 100)} % of ${megabytes(total)}` : "Warming up";
+  const loading = `Loading: ${Math.round(share * 100)} % of ${megabytes(total)}`;
+  $("progress-text").textContent = share < 1 ? loading : "Warming up";
 }
 
 function problem(text) {
@@ -89,21 +93,25 @@ function problem(text) {
 
 // --- where pictures come from ------------------------------------------------------------------------
 
+const CAMERA = { video: { facingMode: "environment", width: { ideal: 640 }, height: { ideal: 480 } } };
+
 async function useCamera() {
+  if (state.source === "camera") return undefined;
   choose("camera");
   const devices = navigator.mediaDevices;
-  if (!devices) return refuse("The browser gives a camera only to pages at https:// addresses. Choose picture files.");
+  if (!devices) return refuse("A camera is only for pages at https:// addresses. Choose picture files.");
   try {
-    const stream = await devices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 640 }, height: { ideal: 480 } } });
-    video = Object.assign(document.createElement("video"), { srcObject: stream, muted: true, playsInline: true });
+    const srcObject = await devices.getUserMedia(CAMERA);
+    video = Object.assign(document.createElement("video"), { srcObject, muted: true, playsInline: true });
     await video.play();
     state.paused = false;
   } catch (error) {
     const missing = ["NotFoundError", "OverconstrainedError"].includes(error.name);
     refuse(missing ? "No camera was found. Connect one, or choose picture files."
       : error.name === "NotAllowedError"
-        ? "The browser did not give this page the camera. Allow it in the browser's address bar and try again, or choose picture files."
-        : "The camera cannot be used now; another program may have it. Close that program, or choose picture files.");
+        ? "The browser did not give this page the camera. Allow it in the browser's address bar and try again, "
+          + "or choose picture files."
+        : "The camera cannot be used now; another program may have it. Close that program, or choose files.");
   }
   return undefined;
 }
@@ -120,7 +128,8 @@ function choose(source) {
     video = null;
   }
   state.source = source;
-  state.shown = source === "camera" ? null : state.checks[0]?.frame ?? null;
+  const first = source === "camera" ? null : state.checks[0]?.frame ?? null;
+  Object.assign(state, { shown: first, drawn: null, found: null });
   start();
   $("watch").hidden = false;
   press(source === "camera" ? "use-camera" : "use-files");
@@ -128,30 +137,39 @@ function choose(source) {
   $("check-zone").hidden = source === "camera";
   $("example-line").hidden = true;
   $("advice").textContent = source === "camera"
-    ? "Put a good one before the camera. Take about four pictures, or hold the button. Move the thing a little between them, keep the light and the background: whatever changes later is called different."
-    : "Add about four pictures of good ones, taken from the same place in the same light. Whatever differs from all of them is called different.";
+    ? "Put a good one before the camera. Take about four pictures, or hold the button. Move the thing a little "
+      + "between them, keep the light and the background: whatever changes later is called different."
+    : "Add about four pictures of good ones, taken from the same place in the same light. Whatever differs from "
+      + "all of them is called different.";
   state.changed = true;
   draw();
   $("watch").scrollIntoView();
 }
 
 function press(button) {
-  for (const id of ["use-camera", "use-files", "use-examples"]) $(id).setAttribute("aria-pressed", String(id === button));
+  for (const id of ["use-camera", "use-files", "use-examples"]) {
+    $(id).setAttribute("aria-pressed", String(id === button));
+  }
 }
 
+let turns = 0;
 async function useExample(which) {
   choose("pictures");
   press("use-examples");
   $("example-line").hidden = false;
-  $("advice").textContent = "These are cut from photographs that come with scikit-image; a program blended the defects in. "
-    + "Remove a normal picture, or add one, and see what changes.";
-  const example = PAGE.examples[which], here = (file) => new URL(file, location.href);
+  $("advice").textContent = "These are cut from photographs that come with scikit-image; a program blended the "
+    + "defects in. Remove a normal picture, or add one, and see what changes.";
+  const example = PAGE.examples[which], turn = ++turns;
+  const fetched = async ({ name, file }) => ({ name, frame: await decode(await (await fetch(file)).blob()) });
+  const all = (pictures) => Promise.all(pictures.map(fetched));
+  const [normals, checks] = await Promise.all([all(example.normal), all(example.check)]);
+  if (turn !== turns) return; // the reader has chosen another one meanwhile
   anew();
-  state.checks = [];
   $("category").value = example.category;
-  const named = async ({ name, file }) => ({ name, blob: await (await fetch(here(file))).blob() });
-  for (const { name, blob } of await Promise.all(example.normal.map(named))) await addNormal(name, await decode(blob));
-  await addChecks(await Promise.all(example.check.map(named)));
+  Object.assign(state, { normals, checks, shown: checks[0].frame });
+  listNormals();
+  listChecks();
+  await refit();
 }
 
 // A file as pixels, upright, transparent parts white.
@@ -194,7 +212,8 @@ const addNormals = (files) => decoded(files, addNormal);
 
 async function addNormal(name, frame) {
   if (state.fixed !== null || state.normals.length >= MOST) {
-    problem(state.fixed !== null ? "A loaded detector cannot be added to. Start anew to show other normal pictures."
+    problem(state.fixed !== null
+      ? "A loaded detector cannot be added to. Start anew to show other normal pictures."
       : `${MOST} normal pictures are enough. Remove one to add another.`);
     return;
   }
@@ -224,7 +243,8 @@ function region({ width, height }) {
   const top = Math.round(Math.min(Math.max(state.centre[1] * rows - side / 2, 0), rows - side));
   const mask = new Uint8Array(columns * rows);
   for (let y = top; y < top + side; y++) mask.fill(1, y * columns + left, y * columns + left + side);
-  return { width: columns, height: rows, mask, shares: [left / columns, top / rows, (left + side) / columns, (top + side) / rows] };
+  const shares = [left / columns, top / rows, (left + side) / columns, (top + side) / rows];
+  return { width: columns, height: rows, mask, shares };
 }
 
 let fitting = Promise.resolve();
@@ -237,8 +257,9 @@ function refit(encodeAgain = false) {
       normal.features = await ask({ picture: normal.input });
     }
     const normals = state.normals.filter((normal) => normal.features);
-    if (state.fixed === null) state.detector = normals.length ? fit(normals.map((n) => n.features), model) : null;
-    state.changed = true;
+    const features = normals.map((normal) => normal.features);
+    if (state.fixed === null) state.detector = normals.length ? fit(features, model) : null;
+    Object.assign(state, { found: null, changed: true }); // what was found belongs to the last detector
   }).catch((error) => problem(`The pictures could not be compared (${error.message}).`));
   return fitting;
 }
@@ -246,7 +267,8 @@ function refit(encodeAgain = false) {
 // One picture after the other, as fast as they are scored.
 async function look() {
   for (;;) {
-    await new Promise(state.paused || document.hidden || !video ? (done) => setTimeout(done, 50) : requestAnimationFrame);
+    const idle = state.paused || document.hidden || !video;
+    await new Promise(idle ? (done) => setTimeout(done, 50) : requestAnimationFrame);
     const live = state.source === "camera" && video && !state.paused;
     if (live && video.videoWidth) state.shown = pixels(video, video.videoWidth, video.videoHeight);
     if (!state.shown || (!live && !state.changed)) continue;
@@ -262,7 +284,7 @@ async function look() {
       }
       times = [...times.slice(-9), performance.now() - begun];
     }
-    if (frame !== state.shown) continue;
+    if (frame !== state.shown || detector !== state.detector) continue; // the reader has gone on
     state.found = found && { ...found, frame };
     state.looked += 1;
     draw();
@@ -273,10 +295,13 @@ async function look() {
 // --- show --------------------------------------------------------------------------------------------
 
 // matplotlib's "inferno" at nine places.
-const INFERNO = [[0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164]];
+const INFERNO = [
+  [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
+  [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
+];
 
 function colour(value) {
-  const at = Math.min(1, Math.max(0, value)) * 8, low = Math.min(7, Math.floor(at));
+  const at = value * 8, low = Math.min(7, Math.floor(at));
   return INFERNO[low].map((from, c) => from + (INFERNO[low + 1][c] - from) * (at - low));
 }
 
@@ -284,7 +309,8 @@ function colour(value) {
 function draw() {
   const canvas = $("view"), context = canvas.getContext("2d"), frame = state.shown, found = state.found;
   if (!frame) return context.clearRect(0, 0, canvas.width, canvas.height);
-  if (canvas.width !== frame.width || canvas.height !== frame.height) Object.assign(canvas, { width: frame.width, height: frame.height });
+  const { width, height } = frame;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   context.putImageData(frame, 0, 0);
   state.drawn = frame;
   const [left, top, right, bottom] = box(frame);
@@ -293,8 +319,8 @@ function draw() {
     const { map } = found, [rows, columns] = model.grid, [low, high] = state.detector.limits;
     const small = new ImageData(columns, rows);
     map.forEach((value, n) => {
-      const share = (value - low) / (high - low);
-      small.data.set([...colour(share), 255 * opacity * (0.15 + 0.85 * Math.min(1, Math.max(0, share)))], n * 4);
+      const share = Math.min(1, Math.max(0, (value - low) / (high - low)));
+      small.data.set([...colour(share), 255 * opacity * (0.15 + 0.85 * share)], n * 4);
     });
     drawer ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     Object.assign(drawer.canvas, { width: columns, height: rows });
@@ -337,17 +363,22 @@ function tell() {
     : strange === null ? "Show a second normal picture: one alone gives no threshold."
       : strange ? "Different from the normal ones" : "Like the normal ones");
   const scores = detector?.normalScores ?? [], above = scores.filter((value) => value > threshold).length;
-  const n = scores.length, among = n ? `Dots: the ${n} normal pictures, each compared with the others. Dashed line: the threshold. ` : "";
+  const n = scores.length;
+  const among = `Dots: the ${n} normal pictures, each compared with the others. Dashed line: the threshold. `;
   const worth = !detector || threshold === null ? ""
-    : steps ? `You moved the threshold: ${above} of the ${n} normal pictures lie above it, and how often a new normal picture will is not known.`
-      : detector.expectedRate ? `Expect about ${rate(detector.expectedRate)} false alarms among new normal pictures taken in the same way.`
+    : steps ? `You moved the threshold: ${above} of the ${n} normal pictures lie above it, and how often a new `
+      + "normal picture will is not known."
+      : detector.expectedRate ? `Expect about ${rate(detector.expectedRate)} false alarms among new normal `
+        + "pictures taken in the same way."
         : `The threshold: ${detector.thresholdSource}.`;
-  say("meaning", among + worth);
+  say("meaning", (n ? among : "") + worth);
   const seconds = times.reduce((sum, time) => sum + time, 0) / times.length / 1000;
-  say("speed", found ? `Score ${found.score.toFixed(3)}. ${Math.round(seconds * 1000)} ms a picture, ${(1 / seconds).toFixed(1)} pictures a second.` : "");
-  $("scale").setAttribute("aria-label", found
-    ? `Score ${found.score.toFixed(2)} on a scale from 0 to 1${threshold === null ? "" : `, threshold ${threshold.toFixed(2)}`}` : "Score on a scale from 0 to 1");
-  $("view").setAttribute("aria-label", found ? "The picture with its residual map over it" : state.shown ? "The picture" : "Nothing to look at yet");
+  const speed = `${Math.round(seconds * 1000)} ms a picture, ${(1 / seconds).toFixed(1)} pictures a second`;
+  say("speed", found ? `Score ${found.score.toFixed(3)}. ${speed}.` : "");
+  const line = threshold === null ? "" : `, threshold ${threshold.toFixed(2)}`;
+  $("scale").setAttribute("aria-label", `Score ${found ? `${found.score.toFixed(2)} ` : ""}on a scale from 0 to 1${line}`);
+  const seen = state.shown ? "The picture" : "Nothing to look at yet";
+  $("view").setAttribute("aria-label", found ? "The picture with its residual map over it" : seen);
   const key = scores.join();
   if ($("scale").dataset.key !== key) {
     $("scale").dataset.key = key;
@@ -367,7 +398,8 @@ function thumbnail(frame) {
   const whole = Object.assign(document.createElement("canvas"), { width: frame.width, height: frame.height });
   whole.getContext("2d").putImageData(frame, 0, 0);
   const edge = Math.min(frame.width, frame.height);
-  canvas.getContext("2d").drawImage(whole, (frame.width - edge) / 2, (frame.height - edge) / 2, edge, edge, 0, 0, side, side);
+  const [left, top] = [(frame.width - edge) / 2, (frame.height - edge) / 2];
+  canvas.getContext("2d").drawImage(whole, left, top, edge, edge, 0, 0, side, side);
   return canvas;
 }
 
@@ -386,7 +418,8 @@ function listNormals() {
     item.append((normal.thumbnail ??= thumbnail(normal.frame)), remove);
     return item;
   }));
-  say("count", state.normals.length ? `(${state.normals.length} of at most ${MOST}; 4 are a good number)` : "");
+  const count = state.normals.length;
+  say("count", count ? `(${count} of at most ${MOST}; 4 are a good number)` : "");
   $("take").disabled = state.fixed !== null || state.normals.length >= MOST;
   tell();
 }
@@ -399,7 +432,9 @@ function listChecks() {
     button.onclick = () => {
       state.shown = check.frame;
       state.changed = true;
-      for (const other of $("checks").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
+      for (const other of $("checks").querySelectorAll("button")) {
+        other.setAttribute("aria-pressed", String(other === button));
+      }
     };
     item.append(button);
     return item;
@@ -432,7 +467,8 @@ async function load(name, buffer) {
   $("category").value = category;
   $("part").disabled = true;
   $("fitted-from").hidden = false;
-  $("fitted-from").textContent = `${name}: "${category}", fitted with ${shots} normal picture${shots > 1 ? "s" : ""}.`
+  const pictures = `${shots} normal picture${shots > 1 ? "s" : ""}`;
+  $("fitted-from").textContent = `${name}: "${category}", fitted with ${pictures}.`
     + (more ? ` ${more} further categories of the file are not used.` : "");
   listNormals();
 }
@@ -464,9 +500,13 @@ function listen() {
   let held = null;
   on("take", "click", take);
   on("take", "keydown", (event) => { if (event.repeat && performance.now() - last > HOLD_MS) take(); });
-  on("take", "pointerdown", () => { held = setInterval(take, HOLD_MS); });
-  for (const event of ["pointerup", "pointerleave", "pointercancel", "contextmenu"]) on("take", event, () => clearInterval(held));
-  const files = (id, action) => on(id, "change", async () => { await action([...$(id).files]); $(id).value = ""; });
+  const release = () => clearInterval(held);
+  on("take", "pointerdown", () => { release(); held = setInterval(take, HOLD_MS); });
+  for (const event of ["pointerup", "pointerleave", "pointercancel", "contextmenu"]) on("take", event, release);
+  const files = (id, action) => on(id, "change", async () => {
+    await action([...$(id).files]);
+    $(id).value = "";
+  });
   files("normal-files", addNormals);
   files("check-files", addChecks);
   files("load-detector", async ([file]) => {
@@ -474,13 +514,17 @@ function listen() {
     try {
       await load(file.name, await file.arrayBuffer());
     } catch (error) {
-      problem(error instanceof FileError ? `${file.name}: ${error.message}` : `${file.name} is damaged: save it again.`);
+      problem(`${file.name}: ${error instanceof FileError ? error.message : "It is damaged. Save it again."}`);
     }
   });
   for (const [id, action] of [["normal-zone", addNormals], ["check-zone", addChecks]]) {
     on(id, "dragover", (event) => { event.preventDefault(); $(id).classList.add("drop"); });
     on(id, "dragleave", () => $(id).classList.remove("drop"));
-    on(id, "drop", (event) => { event.preventDefault(); $(id).classList.remove("drop"); action([...event.dataTransfer.files]); });
+    on(id, "drop", (event) => {
+      event.preventDefault();
+      $(id).classList.remove("drop");
+      action([...event.dataTransfer.files]);
+    });
   }
   on("pause", "click", () => {
     state.paused = !state.paused;
@@ -491,18 +535,23 @@ function listen() {
   on("opacity", "input", draw);
   on("part", "input", () => { showPart(); draw(); });
   on("part", "change", () => refit(true));
-  on("view", "click", (event) => movePart(event.offsetX / $("view").clientWidth, event.offsetY / $("view").clientHeight));
+  on("view", "click", ({ offsetX, offsetY, target }) => {
+    movePart(offsetX / target.clientWidth, offsetY / target.clientHeight);
+  });
   on("view", "keydown", (event) => {
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
     movePart(state.centre[0] + step[0] * 0.04, state.centre[1] + step[1] * 0.04);
   });
-  on("save-picture", "click", () => $("view").toBlob((blob) => offer(blob, `${$("category").value || "object"}.png`)));
+  const category = () => $("category").value.trim() || "object";
+  on("save-picture", "click", () => $("view").toBlob((blob) => offer(blob, `${category()}.png`)));
   on("save-detector", "click", async () => {
-    const { detector, normals } = state, category = $("category").value.trim() || "object";
-    const chosen = region(normals[0].frame), threshold = moved(detector.threshold, Number($("sensitivity").value));
-    offer(await write({ detector, normals, category, threshold, region: chosen.mask && chosen }), `${category}.inctrl`);
+    await fitting;
+    const { detector, normals } = state, chosen = region(normals[0].frame);
+    const threshold = moved(detector.threshold, Number($("sensitivity").value));
+    const blob = await write({ detector, normals, category: category(), threshold, region: chosen.mask && chosen });
+    offer(blob, `${category()}.inctrl`);
   });
   on("anew", "click", anew);
 }

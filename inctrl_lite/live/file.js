@@ -8,6 +8,7 @@ export class FileError extends Error {}
 // The file of a detector that was fitted on this page.
 export async function write({ detector, normals, category, threshold, region }) {
   const { page, limits, normalScores } = detector, shots = normals.length;
+  const named = async ({ name, input }) => ({ name, digest: await digest(input.data) });
   const moved = threshold !== detector.threshold; // by the reader
   const about = {
     format: 1,
@@ -19,13 +20,15 @@ export async function write({ detector, normals, category, threshold, region }) 
       threshold_source: moved ? "moved by hand in the browser" : detector.thresholdSource,
       expected_rate: moved ? null : detector.expectedRate,
       normal_scores: normalScores,
-      normal_images: await Promise.all(normals.map(async (n) => ({ name: n.name, digest: await digest(n.input.data) }))),
+      normal_images: await Promise.all(normals.map(named)),
       limits, map_grid: page.map_grid, stage_grids: page.stage_grids, region_grid: null,
       view: { preprocessor: page.preprocessor, tiles: [1, 1], bits: null },
     }],
   };
   const each = normals.map((n) => n.features), tensors = {};
-  for (const [name, { shape, values }] of Object.entries(page.tensors)) tensors[`model.${name}`] = { shape, data: new Float32Array(values) };
+  for (const [name, { shape, values }] of Object.entries(page.tensors)) {
+    tensors[`model.${name}`] = { shape, data: new Float32Array(values) };
+  }
   const add = (name, shape, data) => { tensors[`categories.0.${name}`] = { shape, data }; };
   page.stage_grids.forEach(([rows, columns], i) => add(`stages.${i}.tokens`,
     [1, shots, rows * columns, page.model.stage_widths[i]], join(each.map((f) => f.stages[i].tokens))));
@@ -38,14 +41,16 @@ export async function write({ detector, normals, category, threshold, region }) 
 // What can be scored with a file: a detector as `fit` makes it, and more.
 export async function read(buffer, model) {
   const { about, tensors } = unpack(buffer), { page } = model;
-  if (about.format !== page.format) fail(`It has format ${about.format}, and this page reads format ${page.format}.`);
+  if (about.format !== page.format) fail(`It has format ${about.format}, and the page reads ${page.format}.`);
   const record = about.categories[0], view = record.view, [rows, columns] = view.preprocessor.size;
-  if (about.backbone.digest !== page.backbone.digest) fail("It was fitted with another network than this page has.");
+  if (about.backbone.digest !== page.backbone.digest) fail("It was fitted with another network than this page's.");
   if (view.tiles.join() !== "1,1") fail("It looks at pictures in tiles, which this page cannot do.");
-  if (rows !== page.size || columns !== page.size || view.preprocessor.mode !== "squeeze") fail("It looks at pictures in another size.");
+  const squeezed = view.preprocessor.mode === "squeeze";
+  if (rows !== page.size || columns !== page.size || !squeezed) fail("It looks at pictures in another size.");
   for (const [name, { values }] of Object.entries(page.tensors)) {
     const own = tensors[`model.${name}`]?.data;
-    if (!own || values.some((value, i) => Math.fround(value) !== own[i])) fail("It holds another trained model than this page.");
+    const other = !own || values.some((value, i) => Math.fround(value) !== own[i]);
+    if (other) fail("It holds another trained model than this page.");
   }
   const of = (name) => tensors[`categories.0.${name}`];
   const banks = page.stage_grids.map(([h, w], i) => {
@@ -56,7 +61,8 @@ export async function read(buffer, model) {
     category: record.name, shots: record.shots, region: regionOf(of("region")),
     more: about.categories.length - 1,
     detector: {
-      ...model, banks, level: of("normal_level").data[0], limits: record.limits, normalScores: record.normal_scores,
+      ...model, banks, level: of("normal_level").data[0],
+      limits: record.limits, normalScores: record.normal_scores,
       threshold: record.threshold, thresholdSource: record.threshold_source, expectedRate: record.expected_rate,
     },
   };
@@ -70,10 +76,11 @@ function regionOf(tensor) {
   mask.forEach((value, n) => {
     if (!value) return;
     const y = Math.floor(n / columns), x = n % columns;
-    [left, top, right, bottom] = [Math.min(left, x), Math.min(top, y), Math.max(right, x + 1), Math.max(bottom, y + 1)];
+    [left, top] = [Math.min(left, x), Math.min(top, y)];
+    [right, bottom] = [Math.max(right, x + 1), Math.max(bottom, y + 1)];
     count += 1;
   });
-  if (count !== (right - left) * (bottom - top)) fail("Its region is no rectangle, and this page can only look at rectangles.");
+  if (count !== (right - left) * (bottom - top)) fail("Its region is no rectangle, as it must be here.");
   return [left / columns, top / rows, right / columns, bottom / rows];
 }
 
@@ -95,8 +102,8 @@ async function pack(tensors, text) {
     const dtype = width(i) === 4 ? "F32" : "U8";
     index[names[i]] = { dtype, shape: tensors[names[i]].shape, data_offsets: [at, (at += bytes[i].length)] };
   }
-  let header = JSON.stringify(index);
-  header = new TextEncoder().encode(header + " ".repeat((8 - (new TextEncoder().encode(header).length % 8)) % 8));
+  const encoded = (string) => new TextEncoder().encode(string), bare = JSON.stringify(index);
+  const header = encoded(bare + " ".repeat((8 - (encoded(bare).length % 8)) % 8));
   const length = new Uint8Array(new BigUint64Array([BigInt(header.length)]).buffer);
   return new Blob([length, header, ...order.map((i) => bytes[i])], { type: "application/octet-stream" });
 }
@@ -122,13 +129,15 @@ function unpack(buffer) {
 
 async function hash(parts, length) {
   const found = await crypto.subtle.digest("SHA-256", await new Blob(parts).arrayBuffer());
-  return Array.from(new Uint8Array(found, 0, length), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hexadecimal(new Uint8Array(found, 0, length));
 }
+
+const hexadecimal = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 // Sixteen bytes that name a picture.
 async function digest(data) {
   if (globalThis.crypto?.subtle) return hash([data], 16);
-  return Array.from({ length: 16 }, () => Math.floor(Math.random() * 256).toString(16).padStart(2, "0")).join("");
+  return hexadecimal(crypto.getRandomValues(new Uint8Array(16)));
 }
 
 // The threshold that a reader chooses: so many steps to either side of the detector's own.

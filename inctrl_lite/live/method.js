@@ -67,11 +67,13 @@ function priorMap(features, { direction, offset, middleStage, grid }) {
 // fitted.fit_category: what follows from K normal pictures. `model` holds what was trained (page.json).
 export function fit(normals, model) {
   const all = normals.map((_, k) => k);
-  const detector = { ...model, banks: model.stageGrids.map((_, i) => join(normals.map((f) => f.stages[i].unit))) };
+  const banks = model.stageGrids.map((_, i) => join(normals.map((features) => features.stages[i].unit)));
+  const detector = { ...model, banks };
   const priors = normals.map((features) => priorMap(features, detector));
   // the residual maps of picture k against some others
   const against = (k, others) => normals[k].stages.map(({ unit, grid, width }, i) => {
-    const found = others.length ? others.map((j) => pair(normals[k], normals[j], i)) : [match(unit, unit, width, true)];
+    const found = others.length
+      ? others.map((j) => pair(normals[k], normals[j], i)) : [match(unit, unit, width, true)];
     return residuals(found.reduce((a, b) => a.map((value, n) => Math.max(value, b[n]))), grid, detector.grid);
   });
   const without = (set, k) => set.filter((j) => j !== k);
@@ -171,11 +173,12 @@ export function resample(values, [rows, columns], [toRows, toColumns]) {
   return found;
 }
 
-// Preprocessor.__call__: a part of a picture (RGBA bytes) as size x size RGB bytes, as Pillow's bicubic does it.
+// Preprocessor.__call__: a part of a picture (RGBA bytes) as size x size RGB bytes, as Pillow makes it.
 export function shrink({ data, width }, [left, top, right, bottom], size) {
   const across = kernel(right - left, size), down = kernel(bottom - top, size);
   // clamped arrays stay within 0 to 255
-  const rows = new Uint8ClampedArray((bottom - top) * size * 3), found = new Uint8ClampedArray(size * size * 3);
+  const rows = new Uint8ClampedArray((bottom - top) * size * 3);
+  const found = new Uint8ClampedArray(size * size * 3);
   for (let y = 0, to = 0; y < bottom - top; y++) {
     for (const { start, weights } of across) {
       let red = 0, green = 0, blue = 0, at = ((top + y) * width + left + start) * 4;
@@ -202,13 +205,16 @@ export function shrink({ data, width }, [left, top, right, bottom], size) {
 // The weights of Pillow's bicubic filter for each of `to` pixels that are made from `from`.
 function kernel(from, to) {
   const scale = from / to, wide = Math.max(1, scale), reach = 2 * wide, a = -0.5;
-  const cubic = (t) => (t < 1 ? ((a + 2) * t - (a + 3)) * t * t + 1 : t < 2 ? (((t - 5) * t + 8) * t - 4) * a : 0);
+  const near = (t) => ((a + 2) * t - (a + 3)) * t * t + 1, far = (t) => (((t - 5) * t + 8) * t - 4) * a;
+  const cubic = (t) => (t < 1 ? near(t) : t < 2 ? far(t) : 0);
   return Array.from({ length: to }, (_, i) => {
     const centre = (i + 0.5) * scale;
-    const start = Math.max(0, Math.floor(centre - reach + 0.5)), end = Math.min(from, Math.floor(centre + reach + 0.5));
-    const weights = Array.from({ length: end - start }, (_, j) => cubic(Math.abs((j + start - centre + 0.5) / wide)));
+    const start = Math.max(0, Math.floor(centre - reach + 0.5));
+    const length = Math.min(from, Math.floor(centre + reach + 0.5)) - start;
+    const weights = Array.from({ length }, (_, j) => cubic(Math.abs((j + start - centre + 0.5) / wide)));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
     // Pillow keeps 22 binary places
-    return { start, weights: Float64Array.from(weights, (weight) => Math.round((weight / total) * 2 ** 22) / 2 ** 22) };
+    const rounded = (weight) => Math.round((weight / total) * 2 ** 22) / 2 ** 22;
+    return { start, weights: Float64Array.from(weights, rounded) };
   });
 }

@@ -206,7 +206,7 @@ def test_a_camera_is_taught_and_finds_the_patch(chromium, site):
         assert page.evaluate(f"() => {STATE}.looked") - frames <= 1
         page.locator("#strip button").first.click()
         normal_count(page, 5)
-        page.locator("#meaning", has_text="1 in 6 false alarms").wait_for()
+        page.locator("#meaning", has_text="about 1 false alarm in 6 new normal pictures").wait_for()
 
 
 def test_memory_stays_flat(chromium, site):

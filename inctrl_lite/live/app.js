@@ -368,7 +368,7 @@ function tell() {
   const worth = !detector || threshold === null ? ""
     : steps ? `You moved the threshold: ${above} of the ${n} normal pictures lie above it, and how often a new `
       + "normal picture will is not known."
-      : detector.expectedRate ? `Expect about ${rate(detector.expectedRate)} false alarms among new normal `
+      : detector.expectedRate ? `Expect about 1 false alarm in ${Math.round(1 / detector.expectedRate)} new normal `
         + "pictures taken in the same way."
         : `The threshold: ${detector.thresholdSource}.`;
   say("meaning", (n ? among : "") + worth);
@@ -390,8 +390,6 @@ function tell() {
     }
   }
 }
-
-const rate = (share) => (share >= 0.02 ? `1 in ${Math.round(1 / share)}` : `${(share * 100).toFixed(1)} %`);
 
 function thumbnail(frame) {
   const side = 176, canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });

@@ -104,7 +104,8 @@ def _table(table: Table) -> str:
     names = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in table.columns)
     head = f"<thead><tr>{names}</tr></thead>" if any(table.columns) else ""
     rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>{head}<tbody>{rows}</tbody></table></div>'
+    kind = "" if head else ' class="facts"'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table{kind}>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _cell(value: object) -> str:
@@ -174,6 +175,8 @@ p {{ max-width: 46rem; margin: .4rem 0; }}
 .plot {{ max-width: 100%; background: #ffffff; border-radius: 8px; }}
 table {{ border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
+.facts td {{ white-space: normal; }}
+@media print {{ th, td {{ white-space: normal; }} figure {{ break-inside: avoid; }} }}
 th {{ color: var(--soft); font-weight: 600; }}
 td.number {{ text-align: right; }}
 .cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .9rem; margin-top: .8rem; }}

@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from inctrl_lite import AnomalyDetector, InCTRL
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import draw_support
-from inctrl_lite.evaluation import evaluate, score_items
+from inctrl_lite.evaluation import evaluate, map_metrics, score_items
 from inctrl_lite.heads import HEADS
 
 
@@ -66,8 +66,22 @@ def test_a_row_holds_the_metrics_of_its_category_with_the_normal_images_of_the_s
     assert len(table) == len(categories) and table["auroc"].max() < 1
     for row, category in zip(table.itertuples(), categories, strict=True):
         normals = draw_support(category, shots, seed)
-        final = score_items(model, small_backbone, category.name, category.test, normals).final
+        scores = score_items(model, small_backbone, category.name, category.test, normals)
+        final = scores.final
+        maps = scores.patch_map.unflatten(-1, small_backbone.map_grid).numpy()
+        pixels = map_metrics(maps, category.test, small_backbone.preprocessor)
+        assert not pixels and np.isnan([row.pixel_auroc, row.aupro]).all()  # there are no masks
         assert (row.dataset, row.category, row.domain) == ("drawn", category.name, "industrial")
         assert (row.shots, row.seed, row.n_normal, row.n_anomalous) == (shots, seed, 4, 7)
         assert row.auroc == pytest.approx(roc_auc_score(category.labels, final))
         assert row.ap == pytest.approx(average_precision_score(category.labels, final))
+
+
+def test_where_there_are_masks_the_map_is_measured_too(small_backbone, small_categories):
+    model = InCTRL(small_backbone.embed_dim, small_backbone.num_patches, "lite")
+    row = evaluate(model, small_backbone, small_categories[:1], shots=2, progress=False).iloc[0]
+    normals = draw_support(small_categories[0], 2, 0)
+    scores = score_items(model, small_backbone, "bottle", small_categories[0].test, normals)
+    maps = scores.patch_map.unflatten(-1, small_backbone.map_grid).numpy()
+    pixels = map_metrics(maps, small_categories[0].test, small_backbone.preprocessor)
+    assert (row.pixel_auroc, row.aupro) == (pixels["pixel_auroc"], pixels["aupro"])

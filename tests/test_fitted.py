@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
+from inctrl_lite.augment import rotated_copies
+from inctrl_lite.backbones import Stage
 from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.encoder import Encoder
 from inctrl_lite.fitted import fit_category
 from inctrl_lite.preprocess import Preprocessor
+from inctrl_lite.support import SupportSet
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 40)) -> np.ndarray:
@@ -210,3 +213,28 @@ def test_fitting_by_the_function_is_fitting_by_the_method(photo_like):
     encoder = Encoder(photo_like.backbone)
     alone = fit_category(photo_like.model, encoder, "plate", [(str(i), p) for i, p in enumerate(pictures)])
     assert alone.normal_scores == photo_like.fit(pictures, "plate").categories["plate"].normal_scores
+
+
+def test_pictures_of_neighbouring_tiles_follow_image_by_image():
+    """So that the regions of an image and of its neighbours are told apart (`residual.region_distance`)."""
+    shots, tiles = 2, 4
+    # the number of tile and image in every token: 10 t + k
+    tokens = (10 * torch.arange(tiles)[:, None] + torch.arange(shots)).float()[
+        ..., None, None
+    ]  # [T, K, 1, 1]
+    support = SupportSet(
+        torch.zeros(tiles, shots, 3), (Stage(tokens, (1, 1)),), (1, 1), Stage(tokens, (1, 1))
+    )
+    joined = support.with_neighbours([1, 3], [[0, 1], [1, 0, 2], [2, 3], [3, 2, 1]])
+    expected = [[10, 11, 0, 20, 1, 21], [30, 31, 20, 10, 21, 11]]
+    for stage in (*joined.stages, joined.regions):
+        assert stage.tokens[..., 0, 0].tolist() == expected
+
+
+def test_copies_are_rotated_by_equal_steps_and_many_normal_images_have_fewer():
+    picture = Image.fromarray(noise(0))
+    copies = rotated_copies(picture, 4)
+    assert len(copies) == 11
+    for number, turn in ((2, Image.Transpose.ROTATE_90), (5, Image.Transpose.ROTATE_180)):
+        np.testing.assert_array_equal(np.asarray(copies[number]), np.asarray(picture.transpose(turn)))
+    assert [len(rotated_copies(picture, shots)) for shots in (1, 23, 24, 1000)] == [11, 11, 10, 3]

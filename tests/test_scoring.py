@@ -146,7 +146,7 @@ def test_the_report_ranks_and_frames_and_is_cut(detector, normals, flat, tmp_pat
     assert f"2 above {threshold:.3f}\nthreshold: given" in result.summary()
     report = (out / "report.html").read_text()
     ranked = [f"<b>{result.predictions[i].name}</b>" for i in np.argsort(-scores)]
-    body = report[report.index("most anomalous first") : report.index("Normal images")]
+    body = report[report.index("most anomalous first") : report.index("<h2>Normal images")]
     places = [body.find(name) for name in ranked]
     assert places[:3] == sorted(places[:3]) and -1 not in places[:3] and places[3:] == [-1, -1]
     assert body.count('class="bad"') == 2 and body.count('class="good"') == 1

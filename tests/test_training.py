@@ -337,7 +337,8 @@ def test_training_generalises_to_an_unseen_category(run, small_backbone):
     assert table.loc[0, ["dataset", "category", "domain"]].tolist() == ["drawn", "pcb", "industrial"]
     assert table.loc[0, ["shots", "seed", "n_normal", "n_anomalous"]].tolist() == [4, 0, 10, 10]
     assert table.loc[0, "auroc"] > 0.9
-    assert table.columns.tolist()[-4:] == ["auroc", "ap", "n_normal", "n_anomalous"]
+    measured = ["auroc", "ap", "pixel_auroc", "aupro"]
+    assert table.columns.tolist()[-6:] == [*measured, "n_normal", "n_anomalous"]
 
 
 def test_scores_do_not_depend_on_batch_size_or_store(small_backbone, small_categories, tmp_path):

@@ -81,6 +81,14 @@ def test_what_does_not_count_is_hidden_and_cut_away():
     assert part.getpixel((2, 2)) == HIDDEN and part.getpixel((50, 20)) == (255, 255, 255)
 
 
+def test_a_map_is_empty_where_a_region_of_any_shape_does_not_count():
+    mask = np.zeros((100, 200), bool)
+    mask[20:60, 50:150] = True
+    mask[20:30, 50:60] = False
+    found = View.of(WHOLE_INPUT, (200, 100), region=mask).to_picture(np.ones((4, 4), np.float32), (200, 100))
+    np.testing.assert_array_equal(np.isfinite(found), mask)
+
+
 def test_a_region_is_the_same_place_in_a_picture_of_another_size(tmp_path):
     mask = np.zeros((100, 200), np.uint8)
     mask[50:, 100:] = 255

@@ -156,3 +156,109 @@ check_margins = Exercise(
         },
     },
 )
+
+
+# --- what training adds ------------------------------------------------------------------------------
+
+
+def _support_draws(seed: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], [12 + seed, 9])
+    untrained = rng.normal(labels, 1.2, (3 + seed % 2, len(labels)))
+    trained = untrained + 0.7 * labels + 0.5 * rng.normal(size=untrained.shape)
+    classes = [np.flatnonzero(labels == label) for label in (0, 1)]
+    picks = np.stack([np.concatenate([rng.choice(c, len(c)) for c in classes]) for _ in range(40)])
+    return labels, trained, untrained, picks, rng.integers(0, len(trained), (40, len(trained)))
+
+
+def training_gain(
+    labels: np.ndarray, trained: np.ndarray, untrained: np.ndarray, picks: np.ndarray, draws: np.ndarray
+) -> tuple[float, float, float]:
+    """Mean gain in AUROC over support draws, and its 95 % interval over images and draws."""
+
+    def gain(images: np.ndarray | slice, chosen: np.ndarray | range) -> float:
+        y = labels[images]
+        return float(np.mean([auroc(y, trained[s][images]) - auroc(y, untrained[s][images]) for s in chosen]))
+
+    gains = [gain(pick, draw) for pick, draw in zip(picks, draws, strict=True)]
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return gain(slice(None), range(len(trained))), float(low), float(high)
+
+
+def _gains(labels, trained, untrained, picks, draws) -> np.ndarray:
+    return np.array(
+        [
+            np.mean([auroc(labels[p], trained[s][p]) - auroc(labels[p], untrained[s][p]) for s in d])
+            for p, d in zip(picks, draws, strict=True)
+        ]
+    )
+
+
+def _whole(labels, trained, untrained) -> float:
+    pairs = zip(trained, untrained, strict=True)
+    return float(np.mean([auroc(labels, one) - auroc(labels, other) for one, other in pairs]))
+
+
+def _with(ends: Callable[..., np.ndarray], levels: tuple[float, float] = (0.025, 0.975)) -> Callable:
+    """A wrong answer with an interval from other values."""
+
+    def wrong(labels, trained, untrained, picks, draws):
+        low, high = np.quantile(ends(labels, trained, untrained, picks, draws), levels)
+        return _whole(labels, trained, untrained), float(low), float(high)
+
+    return wrong
+
+
+check_training_gain = Exercise(
+    solution=training_gain,
+    cases=_support_draws,
+    parts=("gain", "lower end", "upper end"),
+    mistakes={
+        "Your interval is over the images only. Draw the support sets as well.": _with(
+            lambda y, a, b, p, d: _gains(y, a, b, p, np.tile(np.arange(len(a)), (len(p), 1)))
+        ),
+        "Your interval is over the support sets only. Draw the images as well.": _with(
+            lambda y, a, b, p, d: _gains(y, a, b, np.tile(np.arange(len(y)), (len(p), 1)), d)
+        ),
+        "The sign is wrong: trained minus untrained.": lambda y, a, b, p, d: training_gain(y, b, a, p, d),
+        "You average the scores over the support sets before the AUROC. Average the gains.": (
+            lambda y, a, b, p, d: training_gain(
+                y, a.mean(0)[None], b.mean(0)[None], p, np.zeros((len(p), 1), int)
+            )
+        ),
+        "The gain is that of the images as they are, not the mean of the drawn ones.": (
+            lambda y, a, b, p, d: (float(_gains(y, a, b, p, d).mean()), *training_gain(y, a, b, p, d)[1:])
+        ),
+        "You use the first support set only.": lambda y, a, b, p, d: training_gain(
+            y, a[:1], b[:1], p, np.zeros((len(p), 1), int)
+        ),
+        "You leave out 5 % at each end. An interval of 95 % leaves out 2.5 % at each end.": _with(
+            _gains, (0.05, 0.95)
+        ),
+        "This is the AUROC of the trained method, not the gain.": lambda y, a, b, p, d: (
+            float(np.mean([auroc(y, one) for one in a])),
+            *training_gain(y, a, b, p, d)[1:],
+        ),
+        "You draw different support sets for the two methods.": _with(
+            lambda y, a, b, p, d: np.array(
+                [
+                    np.mean([auroc(y[q], a[s][q]) for s in e])
+                    - np.mean([auroc(y[q], b[s][q]) for s in reversed_])
+                    for q, e, reversed_ in zip(p, d, d[::-1], strict=True)
+                ]
+            )
+        ),
+        "You do not draw the labels together with the scores.": _with(
+            lambda y, a, b, p, d: np.array(
+                [
+                    np.mean([auroc(y, a[s][q]) - auroc(y, b[s][q]) for s in e])
+                    for q, e in zip(p[:, np.random.default_rng(0).permutation(len(y))], d, strict=True)
+                ]
+            )
+        ),
+        "The order is: gain, lower end, upper end.": lambda y, a, b, p, d: (
+            *training_gain(y, a, b, p, d)[1:],
+            training_gain(y, a, b, p, d)[0],
+        ),
+    },
+)

@@ -391,7 +391,8 @@ check_is_batch_invariant = Exercise(
 
 def text_term(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Text scores [B] of embeddings [B, D] and the two prototypes [2, D], normal and anomalous."""
-    cosines = F.normalize(embeddings, dim=-1) @ F.normalize(prototypes, dim=-1).T  # [B, 2]
+    normalize = torch.nn.functional.normalize
+    cosines = normalize(embeddings, dim=-1) @ normalize(prototypes, dim=-1).T  # [B, 2]
     return (100 * cosines).softmax(-1)[:, 1]
 
 
@@ -413,29 +414,29 @@ check_text_term = Exercise(
     mistakes={
         "The factor 100 is missing.": lambda e, p: _cosines(e, p).softmax(-1)[:, 1],
         "This is the probability of NORMAL. The anomalous prototype is the second one.": lambda e, p: (
-            (100 * _cosines(e, p)).softmax(-1)[:, 0]
-        ),
+            100 * _cosines(e, p)
+        ).softmax(-1)[:, 0],
         "These are dot products. Normalise both sides.": lambda e, p: (100 * e @ p.T).softmax(-1)[:, 1],
-        "The embeddings are not normalised.": lambda e, p: (
-            (100 * e @ F.normalize(p, dim=-1).T).softmax(-1)[:, 1]
-        ),
-        "The prototypes are not normalised.": lambda e, p: (
-            (100 * F.normalize(e, dim=-1) @ p.T).softmax(-1)[:, 1]
-        ),
+        "The embeddings are not normalised.": lambda e, p: (100 * e @ F.normalize(p, dim=-1).T).softmax(-1)[
+            :, 1
+        ],
+        "The prototypes are not normalised.": lambda e, p: (100 * F.normalize(e, dim=-1) @ p.T).softmax(-1)[
+            :, 1
+        ],
         "The softmax runs over the images. Compare the two cosines of one image.": lambda e, p: (
-            (100 * _cosines(e, p)).softmax(0)[:, 1]
-        ),
+            100 * _cosines(e, p)
+        ).softmax(0)[:, 1],
         "You return both probabilities [B, 2]. Return that of anomalous.": lambda e, p: (
-            (100 * _cosines(e, p)).softmax(-1)
-        ),
+            100 * _cosines(e, p)
+        ).softmax(-1),
         "This is the difference of the cosines. The softmax is missing.": lambda e, p: (
             _cosines(e, p)[:, 1] - _cosines(e, p)[:, 0]
         ),
         "This is the sigmoid of ONE cosine. Both take part.": lambda e, p: (
-            (100 * _cosines(e, p)[:, 1]).sigmoid()
-        ),
-        "You divide by 100. Multiply the cosines by it.": lambda e, p: (
-            (_cosines(e, p) / 100).softmax(-1)[:, 1]
-        ),
+            100 * _cosines(e, p)[:, 1]
+        ).sigmoid(),
+        "You divide by 100. Multiply the cosines by it.": lambda e, p: (_cosines(e, p) / 100).softmax(-1)[
+            :, 1
+        ],
     },
 )

@@ -371,7 +371,7 @@ check_audit = Exercise(
 # --- the head ----------------------------------------------------------------------------------------
 
 
-def score_of(x: Tensor, linears: list[Callable], norms: list[Callable]) -> Tensor:
+def score_of(x: Tensor, linears: list, norms: list) -> Tensor:
     """Scores [B] of vectors [B, W]: three linear layers, a ReLU and then a BatchNorm after the first two."""
     x = norms[0](linears[0](x).relu())
     x = norms[1](linears[1](x).relu())

@@ -157,7 +157,8 @@ check_untrained_score = Exercise(
 
 def region_gap(query: Tensor, normal: Tensor) -> Tensor:
     """Distances [B] of queries [B, Q, C] to the nearest of K normal images [K, Q, C], by regions."""
-    cosines = torch.einsum("bqc,kqc->bkq", F.normalize(query, dim=-1), F.normalize(normal, dim=-1))
+    normalize = torch.nn.functional.normalize
+    cosines = torch.einsum("bqc,kqc->bkq", normalize(query, dim=-1), normalize(normal, dim=-1))
     worst = cosines.topk(3, dim=-1, largest=False).values.mean(-1)  # [B, K]
     return (1 - worst.amax(1)) / 2
 

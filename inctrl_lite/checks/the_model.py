@@ -391,7 +391,8 @@ check_is_batch_invariant = Exercise(
 
 def text_term(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Text scores [B] of embeddings [B, D] and the two prototypes [2, D], normal and anomalous."""
-    cosines = F.normalize(embeddings, dim=-1) @ F.normalize(prototypes, dim=-1).T  # [B, 2]
+    normalize = torch.nn.functional.normalize
+    cosines = normalize(embeddings, dim=-1) @ normalize(prototypes, dim=-1).T  # [B, 2]
     return (100 * cosines).softmax(-1)[:, 1]
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from inctrl_lite.augment import augmentation_count, rotated_copies
 from inctrl_lite.backbones.base import ImageFeatures
-from inctrl_lite.data.images import fingerprint, load_image
+from inctrl_lite.data.images import fingerprint, load_image, picture_size
 from inctrl_lite.encoder import Encoder, batched, in_threads
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import compare
@@ -80,29 +80,39 @@ class FittedCategory:
         return max(1, 256 // (9 * self.shots)) if self.view.count > 1 else 1
 
 
-def read_inputs(source: Any, view: View) -> tuple[bytes, Float[Tensor, "T 3 H W"]]:
-    """Digest and inputs of one picture. Only these stay in memory, not the picture.
+def read_inputs(source: Any, view: View, rotations: int = 0) -> tuple[bytes, Float[Tensor, "T 3 H W"]]:
+    """Digest and inputs of one picture, which is read once. Only these stay in memory, not the picture.
+
+    Args:
+        rotations: rotated copies for a support set of so many pictures follow the inputs (`rotated_copies`);
+            0: none.
 
     Raises:
         InctrlError: it cannot be read, or has another aspect ratio than the region.
     """
     picture = load_image(source, view.bits)
-    parts = [view.preprocessor(part) for part in view.cut(picture)]
-    return fingerprint(picture), torch.stack(parts)
+    parts = view.cut(picture)
+    if rotations:
+        parts += rotated_copies(parts[0], rotations)
+    return fingerprint(picture), torch.stack([view.preprocessor(part) for part in parts])
 
 
 def read_all(
-    sources: Sequence[tuple[str, Any]], view: View, skipped: list[tuple[str, str]] | None
+    sources: Sequence[tuple[str, Any]],
+    view: View,
+    skipped: list[tuple[str, str]] | None,
+    rotations: int = 0,
 ) -> list[tuple[str, Any, bytes, Tensor]]:
     """(name, source, digest, inputs [T, 3, H, W]) of all that can be read, in several threads.
 
     Args:
         skipped: receives (name, reason) of the others; None: they raise.
+        rotations: as in `read_inputs`.
     """
 
     def read(named: tuple[str, Any]) -> tuple[bytes, Tensor] | InctrlError:
         try:
-            return read_inputs(named[1], view)
+            return read_inputs(named[1], view, rotations)
         except InctrlError as error:
             return error
 
@@ -248,20 +258,21 @@ def encode_normals(
     """
     names: list[str] = []
     digests: list[bytes] = []
-    parts, augmented, rotated = [], [], []
+    parts, augmented = [], []
+    rotations = len(sources) if any_rotation else 0
     for batch in batched(sources, max(1, encoder.batch_size // view.count)):
-        read = read_all(batch, view, skipped)
+        read = read_all(batch, view, skipped, rotations)
         if not read:
             continue
         names += [name for name, *_ in read]
         digests += [digest for _, _, digest, _ in read]
-        inputs = torch.cat([inputs for *_, inputs in read]).to(encoder.backbone.device)  # [b T, 3, H, W]
-        encoded = encoder.encode(inputs)
-        parts.append(encoded.map(lambda tensor: tensor.unflatten(0, (-1, view.count))))  # [b, T, ...]
+        inputs = torch.stack([inputs for *_, inputs in read])  # [b, T + R, 3, H, W]
+        inputs = inputs.to(encoder.backbone.device)
+        encoded = encoder.encode(inputs.flatten(0, 1))
+        each = inputs.shape[1]
+        parts.append(encoded.map(partial(torch.unflatten, dim=0, sizes=(-1, each))))  # [b, T + R, ...]
         if copies and view.count == 1:
-            augmented.append(encoder.encode_augmented(inputs, copies))
-        if any_rotation:
-            rotated += [_rotations(encoder, view, source, len(sources)) for _, source, _, _ in read]
+            augmented.append(encoder.encode_augmented(inputs[:, 0], copies))
     if not names:
         raise InctrlError(f"{category}: none of the {len(sources)} normal images can be read")
     if len(set(digests)) < len(digests):
@@ -272,12 +283,13 @@ def encode_normals(
         warnings.warn(
             f"{category}: scoring against {len(names)} normal images is slow; choose fewer", stacklevel=4
         )
+    seen = ImageFeatures.cat(parts)  # [K, T + R, ...]
     return Normals(
         tuple(names),
         tuple(digests),
-        ImageFeatures.cat(parts),
+        seen[:, : view.count],
         ImageFeatures.cat(augmented) if augmented else None,
-        ImageFeatures.stack(rotated) if rotated else None,
+        seen[:, view.count :] if any_rotation else None,
     )
 
 
@@ -287,19 +299,11 @@ def _first_size(
     """(width, height) of the first picture that can be read."""
     for _, source in sources:
         try:
-            return load_image(source, bits).size
+            return picture_size(source, bits)
         except InctrlError:
             if skipped is None:
                 raise
     return 1, 1  # none can be read; `fit_category` says so
-
-
-def _rotations(encoder: Encoder, view: View, source: Any, shots: int) -> ImageFeatures:
-    """Features [R, ...] of one picture's rotated copies."""
-    part = view.cut(load_image(source, view.bits))[0]
-    copies: list[Image.Image] = rotated_copies(part, shots)
-    inputs = torch.stack(in_threads(view.preprocessor, copies)).to(encoder.backbone.device)
-    return encoder.encode(inputs)
 
 
 @torch.inference_mode()

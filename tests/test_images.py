@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from inctrl_lite.data.images import MAX_ASPECT, MAX_PIXELS, find_images, load_image, load_mask, scan_folder
+from inctrl_lite.data.images import (
+    MAX_ASPECT,
+    MAX_PIXELS,
+    find_images,
+    load_image,
+    load_mask,
+    picture_size,
+    scan_folder,
+)
 from inctrl_lite.errors import InctrlError
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -505,3 +513,12 @@ def test_masks_of_another_size_or_damaged_are_named(tmp_path):
         load_mask(np.zeros((2, 2), bool), (3, 4))
     with pytest.raises(InctrlError, match="bad.png"):
         load_mask(written(tmp_path / "bad.png", b"no picture at all"), (3, 4))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_is_known_before_the_pixels_are_read(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert picture_size(tmp_path / "a.jpg") == load_image(tmp_path / "a.jpg").size
+    assert picture_size(np.zeros((5, 7), np.uint8)) == (7, 5)

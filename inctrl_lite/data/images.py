@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from inctrl_lite.errors import InctrlError
 
@@ -154,6 +154,19 @@ def fingerprint(picture: Image.Image) -> bytes:
     digest = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
     digest.update(picture.tobytes())
     return digest.digest()
+
+
+def picture_size(source: Any, bits: int | None = None) -> tuple[int, int]:
+    """(width, height) of what `load_image` gives, without decoding the pixels of a file.
+
+    Raises:
+        InctrlError: as `load_image`, but damage to the pixels of a file is not noticed.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return load_image(source, bits).size
+    with open_image(Path(source)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # by 90 degrees
+        return image.size[::-1] if turned else image.size
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -1,9 +1,9 @@
 """What the photo detector finds, misses and wrongly calls different: python benchmarks/examples.py
 
-A detector is fitted to K = 4 normal images of every category of the "auxiliary" photographs (pictures that come
-with scikit-image and scikit-learn, with synthetic defects), which had no part in the photo detector; people are left out. A rule chooses what is
-shown: the defects furthest above their category's first threshold, those furthest
-below it, and the normal images furthest above it; one image of a category. Writes
+A detector is fitted to K = 4 normal images of every category of the "auxiliary" photographs (pictures that
+come with scikit-image and scikit-learn, with synthetic defects), which had no part in the photo detector;
+people are left out. A rule chooses what is shown: the defects furthest above their category's first
+threshold, those furthest below it, and the normal images furthest above it; one image of a category. Writes
 benchmarks/results/examples/: small pictures, and examples.json.
 """
 

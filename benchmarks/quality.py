@@ -45,8 +45,7 @@ def untrained(folder: Path) -> Backbone:
 
 
 def story(summary: pd.DataFrame) -> Table:
-    """Mean AUROC over the data sets by K: the four rows of every comparison, raw pixels and the best
-    rival."""
+    """Mean AUROC over the data sets by K: the four rows of every comparison, raw pixels, the best rival."""
     mean = summary[summary["dataset"] == MEAN].set_index(["method", "shots"])
     shots = sorted(summary["shots"].unique().tolist())
     rows = []
@@ -101,10 +100,8 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
     return [
         f"On {summary['dataset'].nunique() - 1} small sets of real images, with K = 4 normal images, the "
-        "photo "
-        f"detector has a mean AUROC of {mine.auroc:.3f} (95 % interval {mine.low:.3f} to "
-        f"{mine.high:.3f}). Raw "
-        f"pixels have {raw.auroc:.3f}; patch max, for which nothing is learned on the same network, has "
+        f"photo detector has a mean AUROC of {mine.auroc:.3f} (95 % interval {mine.low:.3f} to {mine.high:.3f}). "
+        f"Raw pixels have {raw.auroc:.3f}; patch max, for which nothing is learned on the same network, has "
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
@@ -136,8 +133,7 @@ def read(name: str) -> pd.DataFrame:
 
 
 def blocks() -> dict[Path, dict[str, str]]:
-    """What stands between marks in texts: file -> mark -> text. tests/test_numbers.py holds the files "
-    "to it."""
+    """What stands between marks in texts: file -> mark -> text. tests/test_numbers.py holds files to it."""
     sentences = verdict_sentences(read("photo"))
     photo = [table.replace("### ", "**", 1).replace("\n", "**\n", 1) for table in run_tables(read("photo"))]
     return {

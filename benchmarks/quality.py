@@ -100,8 +100,9 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
     return [
         f"On {summary['dataset'].nunique() - 1} small sets of real images, with K = 4 normal images, the "
-        f"photo detector has a mean AUROC of {mine.auroc:.3f} (95 % interval {mine.low:.3f} to {mine.high:.3f}). "
-        f"Raw pixels have {raw.auroc:.3f}; patch max, for which nothing is learned on the same network, has "
+        f"photo detector has a mean AUROC of {mine.auroc:.3f} "
+        f"(95 % interval {mine.low:.3f} to {mine.high:.3f}). Raw pixels have {raw.auroc:.3f}; "
+        "patch max, for which nothing is learned on the same network, has "
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",

@@ -1,7 +1,7 @@
 """The results page, made from benchmarks/results/: no number on it was typed.
 
-`python book/build.py` writes it to book/results.md, and its figures, each in a wide and in a narrow version, to
-book/assets/results/.
+`python book/build.py` writes it to book/results.md, and its figures, each in a wide and in a narrow version,
+to book/assets/results/.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ SHOWN = {  # figure of a run -> caption
 METHODS = (
     "*Patch max* is the maximum of InCTRL's patch residual map: nothing is learned. *InCTRL-lite* is this "
     "package's own head; *untrained*, it has its random initial weights or leaves its prior out. *InCTRL "
-    "(paper's head)* is the paper's head, trained here on the same auxiliary set. All methods of a run see the "
-    "same frozen features and the same normal images."
+    "(paper's head)* is the paper's head, trained here on the same auxiliary set. All methods of a run see "
+    "the same frozen features and the same normal images."
 )
 
 
@@ -177,8 +177,8 @@ def strip(folder: Path) -> list[str]:
         "## What it finds, and what it misses",
         f"The photo detector saw {facts['shots']} normal images of each of {n['categories']} categories of "
         f"photographs, and took its first threshold from them. Of {n['anomalous']} images with a synthetic "
-        f"defect, {n['found']} lay above it; of {n['normal']} other normal images, {n['false alarm']}. A rule "
-        "chose these examples: the clearest hits, the clearest misses, the clearest false alarms.",
+        f"defect, {n['found']} lay above it; of {n['normal']} other normal images, {n['false alarm']}. A "
+        "rule chose these examples: the clearest hits, the clearest misses, the clearest false alarms.",
         "::::{grid} 1 2 2 2\n:gutter: 2\n:class-container: strip\n" + "\n".join(cards) + "\n::::",
         "The photographs come with scikit-image and scikit-learn; a program blended the defects in "
         "(`benchmarks/examples.py`).",
@@ -205,11 +205,9 @@ def sentence(summary: pd.DataFrame) -> str:
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
     learned = "How much of that is learned was not measured in this run."
     if "trained" in mean and not pd.isna(mine.trained):
-        said = {"better": "adds", "worse": "takes away", "no clear difference": "shows no clear effect:"}
-        learned = (
-            f"Against its untrained version, training {said[verdict(mine.trained_low, mine.trained_high)]} "
-        )
-        learned += f"{mine.trained:+.3f} ({mine.trained_low:+.3f} to {mine.trained_high:+.3f})."
+        said = verdict(mine.trained_low, mine.trained_high)
+        learned = "Training changes the AUROC of this head by "
+        learned += f"{mine.trained:+.3f} ({mine.trained_low:+.3f} to {mine.trained_high:+.3f}): {said}."
     return (
         f"InCTRL-lite has a mean AUROC of {mine.auroc:.3f} ({mine.low:.3f} to {mine.high:.3f}) with K = {K} "
         f"normal images. It is {compared} the best training-free method, {mine.rival}: {mine.gain:+.3f} "
@@ -221,10 +219,10 @@ def datasets(runs: list[Run]) -> list[str]:
     """Tables that have a row or column for each data set."""
     parts = ["## Data set by data set", "The mean hides that the best method differs from set to set."]
     for run in runs:
-        tabs = [
-            f":::{{tab-item}} K = {k}\n{by_dataset(run.by_dataset[run.by_dataset['shots'] == k], run.datasets)}\n:::"
-            for k in run.shots
-        ]
+        tables = {
+            k: by_dataset(run.by_dataset[run.by_dataset["shots"] == k], run.datasets) for k in run.shots
+        }
+        tabs = [f":::{{tab-item}} K = {k}\n{found}\n:::" for k, found in tables.items()]
         note = "AUROC, mean over the categories and the draws, ± deviation over the draws."
         inside = [note, "::::{tab-set}\n" + "\n".join(tabs) + "\n::::"]
         mine = run.by_dataset[(run.by_dataset["method"] == MINE) & run.by_dataset["rival"].notna()]
@@ -242,9 +240,8 @@ def training(runs: list[Run]) -> list[str]:
     tables = [folded(run.title.capitalize(), table(quality.training(run.summary))) for run in found]
     text = "The same head, untrained, is the rival that tells what learning did. Single parts of the score, "
     text += "other auxiliary sets and more shots are studied on the page [What training adds]"
-    text += (
-        "(what_training_adds.md); why the paper's head falls, on [Why training falls](why_training_falls.md)."
-    )
+    text += "(what_training_adds.md); why the paper's head falls, on the page [Why training falls]"
+    text += "(why_training_falls.md)."
     return ["## What does training add?", text, *tables] if tables else []
 
 
@@ -255,7 +252,8 @@ def normals(runs: list[Run]) -> list[str]:
         for r in runs
         if drawn(r.folder.name, "draws")
     ]
-    text = "A detector that sees few normal images depends on which ones it sees: its AUROC changes from draw to draw."
+    text = "A detector that sees few normal images depends on which ones it sees: its AUROC changes from "
+    text += "draw to draw."
     return ["## Does it matter which normal images?", text, *shown] if shown else []
 
 
@@ -268,7 +266,8 @@ def pretraining(results: Path, run: Run) -> list[str]:
         )
         text += "that are shipped, a mean of the last two."
         inside.append(f"```{{figure}} {relative(results / 'pretraining.png')}\n:alt: {text}\n{text}\n```")
-    text = "The tiny CLIP was trained from random weights on drawn pictures. This is what its tower is worth before."
+    text = "The tiny CLIP was trained from random weights on drawn pictures. This is what its tower is worth "
+    text += "before that."
     return ["## What does the pretraining of the tower add?", text, folded(run.title.capitalize(), *inside)]
 
 
@@ -311,8 +310,8 @@ def intervals() -> list[str]:
         "Three things in a result are chance: which images were tested, which normal images were drawn, and "
         "which weights a trained head began with. The intervals are for all three together: variances as in "
         "studies with several readers ({py:func}`~inctrl_lite.metrics.auroc_interval`). An interval of a "
-        "*difference* is paired: both methods see the same images and draws. Several comparisons stand on this "
-        "page and no interval is widened for that; so one that lies barely beside 0 says little.",
+        "*difference* is paired: both methods see the same images and draws. Several comparisons stand on "
+        "this page and no interval is widened for that; so one that lies barely beside 0 says little.",
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 BOOK = Path(__file__).resolve().parent
 FIGURES = BOOK / "assets" / "results"
@@ -388,6 +390,7 @@ def draw_figures(results: Path) -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     for path in FIGURES.glob("*.png"):
         path.unlink()
+    card(results / "examples").save(FIGURES / "card.png", optimize=True)
     runs = recorded(results)
     panels = {title: runs[name].summary for name, title in PANELS.items() if name in runs}
     if panels:
@@ -403,8 +406,30 @@ def draw_figures(results: Path) -> None:
     write_text(stamp, made)
 
 
+def card(examples: Path) -> Image.Image:
+    """What others see of a link to the site: its name, its purpose, two examples."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+    drawn.text(0.05, 0.85, "inctrl_lite", fontsize=54, fontweight="bold", va="center")
+    drawn.text(
+        0.05,
+        0.69,
+        "Show it a few normal photographs,\nand it marks what is different in others.",
+        fontsize=27,
+        va="center",
+    )
+    for number, path in enumerate(sorted(examples.glob("found-*.jpg"))[1:3]):
+        axes = drawn.add_axes((0.05 + 0.46 * number, 0.06, 0.44, 0.5))
+        axes.imshow(Image.open(path))
+        axes.set_axis_off()
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB").quantize(256)
+
+
 def _inputs(results: Path) -> Iterator[bytes]:
-    yield from (path.read_bytes() for path in sorted(results.rglob("*.csv")))
+    yield from (path.read_bytes() for end in ("*.csv", "*.jpg") for path in sorted(results.rglob(end)))
     yield Path(benchmark_report.__file__).read_bytes() + Path(__file__).read_bytes()
 
 

@@ -7,6 +7,7 @@
 import base64
 import fnmatch
 import hashlib
+import html
 import importlib
 import json
 import re
@@ -49,6 +50,13 @@ def build(monkeypatch):
     return importlib.import_module("build")
 
 
+@pytest.fixture
+def pages(monkeypatch):
+    """book/site_pages.py as a module."""
+    monkeypatch.syspath_prepend(BOOK)
+    return importlib.import_module("site_pages")
+
+
 # --- the sources ---------------------------------------------------------------------------------------
 
 
@@ -68,49 +76,72 @@ def test_every_written_page_is_in_the_contents():
         assert re.search(rf"(?:file|root): {name}$", toc, flags=re.M), name
 
 
-def test_launch_links_lead_to_files_of_the_repository(build):
+def test_launch_links_lead_to_files_of_the_repository(pages):
     for path in NOTEBOOKS:
-        links = build.launch_links(f"notebooks/{path.name}")
+        links = pages.launch_links(f"notebooks/{path.name}")
         assert set(links) == {"Colab", "Binder", "GitHub"}
         for link in links.values():
             assert link.startswith("https://") and "inctrl-lite/inctrl_lite" in link
-            target = re.search(rf"(?:blob/{build.revision()}|lab/tree)/(.+)$", link)[1]
+            target = re.search(rf"(?:blob/{pages.revision()}|lab/tree)/(.+)$", link)[1]
             assert (ROOT / target).is_file(), link
     assert (ROOT / "environment.yml").is_file()  # what Binder installs
 
 
-def test_links_and_install_line_name_the_version_that_the_site_shows(build, tmp_path, monkeypatch):
+def test_links_and_install_line_name_the_version_that_the_site_shows(pages, tmp_path, monkeypatch):
     def at(folder: Path, *commands: list[str]) -> str:
         for command in commands:
             subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
-        build.revision.cache_clear()
-        return build.revision()
+        pages.revision.cache_clear()
+        return pages.revision()
 
     for name in ("NAME", "EMAIL"):
         for who in ("AUTHOR", "COMMITTER"):
             monkeypatch.setenv(f"GIT_{who}_{name}", "a@b")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    assert at(tmp_path) == f"v{build.project()['version']}"  # an archive without git's folder
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    assert at(tmp_path) == f"v{pages.project()['version']}"  # an archive without git's folder
     commit = at(tmp_path, ["init"], ["commit", "--allow-empty", "-m", "first"])
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    assert build.install_line().endswith(f'@{commit}"')
+    assert pages.install_line().endswith(f'@{commit}"')
     assert at(tmp_path, ["tag", "v9"]) == "v9"
-    assert all("/v9" in link for link in build.launch_links("a.ipynb").values())
-    build.revision.cache_clear()
+    assert all("/v9" in link for link in pages.launch_links("a.ipynb").values())
+    pages.revision.cache_clear()
 
 
-def test_the_site_names_one_repository(build):
+def test_the_site_names_one_repository(pages):
     config = (BOOK / "_config.yml").read_text(encoding="utf-8")
-    assert f"repository_url: {build.repository()}\n" in config
+    assert f"repository_url: {pages.repository()}\n" in config
 
 
-def test_a_lesson_keeps_its_text_below_the_launch_links(build):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 0. A tour\n\nOne model.")])
-    text = build.with_launch_links(notebook, "00_tour").cells[0].source
-    assert text.startswith("# 0. A tour\n") and text.endswith("\n\nOne model.")
-    assert all(f"]({link})" in text for link in build.launch_links("notebooks/00_tour.ipynb").values())
+def test_short_version_and_launch_links_stand_below_the_title_of_a_lesson(pages):
+    path = "notebooks/00_tour.ipynb"
+    page = pages.below_title("<h1>0. A tour</h1>\n<p>One model.</p>", pages.lessons()["00_tour"], path)
+    title, short, launch, text = page.split("\n")
+    assert title == "<h1>0. A tour</h1>" and text == "<p>One model.</p>"
+    assert pages.lessons()["00_tour"] in short
+    assert all(f'href="{html.escape(link)}"' in launch for link in pages.launch_links(path).values())
+
+
+def test_every_lesson_has_a_short_version_of_one_sentence(pages):
+    assert set(pages.lessons()) == {path.stem for path in NOTEBOOKS}
+    for name, said in pages.lessons().items():
+        assert re.fullmatch(r"[A-Z][^.]{30,150}\.", said), name
+
+
+def test_a_description_is_whole_sentences_or_words(pages):
+    assert pages.shortened("One. Two.") == "One. Two."
+    sentence = "This is a sentence of a page that has sixty letters or so. "
+    assert pages.shortened(4 * sentence) == (2 * sentence).strip()
+    cut = pages.shortened("word " * 50)
+    assert len(cut) <= pages.LONGEST and cut.endswith("word…")
+
+
+def test_the_edit_link_leads_to_what_a_page_is_made_from(pages):
+    for page in ("index", "results", "faq", "api/using", "notebooks/00_tour"):
+        suffix = ".ipynb" if page.startswith("notebooks") else ".md"
+        address = pages.edit_address(page, {"page_source_suffix": suffix})
+        assert (ROOT / address.removeprefix(f"{pages.repository()}/edit/main/")).is_file(), page
 
 
 def test_a_still_is_what_the_widget_shows_first(build):

@@ -181,7 +181,7 @@ def strip(folder: Path) -> list[str]:
         f"photographs, and took its first threshold from them. Of {n['anomalous']} images with a synthetic "
         f"defect, {n['found']} lay above it; of {n['normal']} other normal images, {n['false alarm']}. A "
         "rule chose these examples: the clearest hits, the clearest misses, the clearest false alarms.",
-        "::::{grid} 1 2 2 2\n:gutter: 2\n:class-container: strip\n" + "\n".join(cards) + "\n::::",
+        "::::{grid} 1 2 2 2\n:gutter: 2\n:class-container: strip\n\n" + "\n".join(cards) + "\n::::",
         "The photographs come with scikit-image and scikit-learn; a program blended the defects in "
         "(`benchmarks/examples.py`).",
     ]

@@ -21,7 +21,7 @@ from record import RESULTS, keep
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones import Backbone
 from inctrl_lite.benchmark import embedded, real, run_benchmark
-from inctrl_lite.benchmark_report import MEAN, MINE, STORY, is_training_free, markdown, verdict
+from inctrl_lite.benchmark_report import MEAN, MINE, STORY, best_training_free, markdown, verdict
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
 from inctrl_lite.tiny.pretrain import Pretraining, Recipe
@@ -53,13 +53,10 @@ def story(summary: pd.DataFrame) -> Table:
         if method in mean.index.get_level_values(0):
             cells = [mean.loc[(method, k)] for k in shots]
             rows.append([method, *(f"{c.auroc:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells)])
-    for k in shots:
-        rivals = mean.xs(k, level="shots")
-        rivals = rivals[[is_training_free(name) for name in rivals.index]]
-        best = rivals["auroc"].idxmax()
-        if best not in STORY:
-            rows.append([f"best training-free method at K = {k}: {best}"])
-            rows[-1] += [f"{rivals.loc[best, 'auroc']:.3f}" if k == one else "" for one in shots]
+    best = {k: best_training_free(summary, k)[0] for k in shots}
+    if set(best.values()) - set(STORY):
+        cells = (f"{mean.loc[(name, k), 'auroc']:.3f} {name}" for k, name in best.items())
+        rows.append(["best training-free method, chosen afterwards", *cells])
     return Table(["mean AUROC (95 % interval)", *(f"K = {k}" for k in shots)], rows)
 
 

@@ -25,7 +25,9 @@ BOOK = Path(__file__).resolve().parent
 FIGURES = BOOK / "assets" / "results"
 sys.path.append(str(BOOK.parent / "benchmarks"))
 
+import pretraining as pretraining_study  # noqa: E402
 import quality  # noqa: E402
+import speed as speed_study  # noqa: E402
 from record import save_figure  # noqa: E402
 
 from inctrl_lite import benchmark_report  # noqa: E402
@@ -38,17 +40,17 @@ SUBSETS = (
     "comparable with published numbers. Of MNIST there are ten test images a digit."
 )
 RUNS = {  # folder -> title, note
-    "photo": ("photographs, photo detector", SUBSETS),
-    "embedded": ("unseen drawn worlds, tiny CLIP", ""),
-    "real": ("photographs, tiny CLIP", SUBSETS),
+    "photo": ("Photographs and scans, photo detector", SUBSETS),
+    "embedded": ("Unseen drawn worlds, tiny CLIP", ""),
+    "real": ("Photographs and scans, tiny CLIP", SUBSETS),
     "untrained": (
-        "unseen drawn worlds, the tiny tower before training",
+        "Unseen drawn worlds, the tiny tower before training",
         "Only methods that need no text and no training: the tower is random, but for a whitened patch "
         "embedding.",
     ),
-    "paper": ("the paper's protocol", ""),
+    "paper": ("The paper's protocol", ""),
 }
-PANELS = {"embedded": "Unseen drawn worlds, tiny CLIP", "photo": "Photographs, photo detector"}
+PANELS = ("embedded", "photo")
 SHOWN = {  # figure of a run -> caption
     "by_dataset": "AUROC against K, data set by data set. Bars of InCTRL-lite: 95 % intervals.",
     "gains": "InCTRL-lite minus the best training-free method of each data set, with 95 % intervals.",
@@ -127,15 +129,15 @@ def results_page(results: Path) -> str:
     if "photo" in runs:
         sentences = quality.verdict_sentences(runs["photo"].summary)
         parts += ["## In short", "\n".join(f"{i}. {said}" for i, said in enumerate(sentences, start=1))]
-    panels = {title: runs[name].summary for name, title in PANELS.items() if name in runs}
+    panels = {runs[name].title: runs[name].summary for name in PANELS if name in runs}
     if panels:
         parts += [plot(panels), METHODS]
     if (results / "examples" / "examples.json").exists():
         parts += strip(results / "examples")
     for name, question in (
-        ("photo", "How good on photographs?"),
+        ("photo", "How good on photographs and scans?"),
         ("embedded", "How good on drawn worlds?"),
-        ("real", "How good is the tiny CLIP on photographs?"),
+        ("real", "How good is the tiny CLIP on photographs and scans?"),
         ("paper", "How good in the paper's protocol?"),
     ):
         if name in runs:
@@ -232,14 +234,14 @@ def datasets(runs: list[Run]) -> list[str]:
             inside += ["**Against the best training-free method of each data set.** " + against_best(mine)]
         name = run.folder.name
         inside += [figure(name, f) for f in ("gains", "categories") if drawn(name, f)]
-        parts.append(folded(run.title.capitalize(), *inside))
+        parts.append(folded(run.title, *inside))
     return parts
 
 
 def training(runs: list[Run]) -> list[str]:
     """InCTRL-lite against its untrained self."""
     found = [run for run in runs if "trained" in run.summary and run.summary["trained"].notna().any()]
-    tables = [folded(run.title.capitalize(), table(quality.training(run.summary))) for run in found]
+    tables = [folded(run.title, table(quality.training(run.summary))) for run in found]
     text = "The same head, untrained, is the rival that tells what learning did. Single parts of the score, "
     text += "other auxiliary sets and more shots are studied on the page [What training adds]"
     text += "(what_training_adds.md); why the paper's head falls, on the page [Why training falls]"
@@ -249,11 +251,7 @@ def training(runs: list[Run]) -> list[str]:
 
 def normals(runs: list[Run]) -> list[str]:
     """How much the choice of the normal images matters."""
-    shown = [
-        folded(r.title.capitalize(), figure(r.folder.name, "draws"))
-        for r in runs
-        if drawn(r.folder.name, "draws")
-    ]
+    shown = [folded(r.title, figure(r.folder.name, "draws")) for r in runs if drawn(r.folder.name, "draws")]
     text = "A detector that sees few normal images depends on which ones it sees: its AUROC changes from "
     text += "draw to draw."
     return ["## Does it matter which normal images?", text, *shown] if shown else []
@@ -262,15 +260,15 @@ def normals(runs: list[Run]) -> list[str]:
 def pretraining(results: Path, run: Run) -> list[str]:
     """What the training of the tiny tower adds."""
     inside = [run.what(), means(run.by_dataset, run.shots)]
-    if (results / "pretraining.png").exists():
+    if (FIGURES / "pretraining.png").exists():
         text = (
-            "Quality of the tiny tower against compute, over its pretraining runs. Large marks: the weights "
+            "Quality of the tiny tower against compute, over its pretraining runs. Large marks: the weights"
         )
-        text += "that are shipped, a mean of the last two."
-        inside.append(f"```{{figure}} {relative(results / 'pretraining.png')}\n:alt: {text}\n{text}\n```")
+        text += " that are shipped, a mean of the last two."
+        inside.append(picture("pretraining", text, alt=text))
     text = "The tiny CLIP was trained from random weights on drawn pictures. This is what its tower is worth "
     text += "before that."
-    return ["## What does the pretraining of the tower add?", text, folded(run.title.capitalize(), *inside)]
+    return ["## What does the pretraining of the tower add?", text, folded(run.title, *inside)]
 
 
 def cost(results: Path, runs: list[Run]) -> list[str]:
@@ -292,14 +290,14 @@ def cost(results: Path, runs: list[Run]) -> list[str]:
             f"{repeated:.0f} times as long. A training step ({step['setting']}) on stored features is "
             f"{stored:.0f} times as fast as one that encodes its images."
         )
+        text = "The embedded detector in batches of 32: time of an image against K, and time against the "
+        text += "number of images."
         inside += [
             markdown(["K (tiny detector)", *(f"ms per image, support set {name}" for name in views)], rows),
-            f"```{{figure}} {relative(results / 'speed.png')}\n:alt: Time of an image against K, and time "
-            "against the number of images.\nTime of an image against K, and time against the number of "
-            "images.\n```",
+            picture("speed", text, alt=text),
         ]
     inside += [
-        f"**{run.title.capitalize()}**\n\n{figure(run.folder.name, 'cost')}"
+        f"**{run.title}**\n\n{figure(run.folder.name, 'cost')}"
         for run in runs
         if drawn(run.folder.name, "cost")
     ]
@@ -319,14 +317,13 @@ def intervals() -> list[str]:
 
 def downloads(runs: dict[str, Run]) -> list[str]:
     """The tables as files, and what is missing from them."""
-    lines = []
+    lines, missing = [], {}
     for run in runs.values():
         files = (run.folder / name for name in ("summary.csv", "cells.csv", "run.json"))
         links = ", ".join(f"{{download}}`{f.name} <{relative(f)}>`" for f in files if f.exists())
-        absent = [
-            f"{name} is not among the methods: {why}." for name, why in run.facts.get("missing", {}).items()
-        ]
-        lines.append(" ".join([f"- {run.title.capitalize()}: {links}.", *absent]))
+        lines.append(f"- {run.title}: {links}.")
+        missing |= run.facts.get("missing", {})
+    lines += [f"- {name} is not among the methods: {why}." for name, why in missing.items()]
     return ["## Where are the numbers?", "\n".join(lines)] if lines else []
 
 
@@ -334,12 +331,14 @@ def downloads(runs: dict[str, Run]) -> list[str]:
 
 
 def means(table: pd.DataFrame, shots: list[int]) -> str:
-    """AUROC and AP of each method, averaged over the data sets; the best of the methods first."""
+    """AUROC of each method, averaged over the data sets, and AP below it; the best of the methods first."""
     mean = table.pivot_table(index="method", columns="shots", values=["auroc", "ap"], sort=False)
     mean = mean.sort_values(("auroc", shots[len(shots) // 2]), ascending=False)
-    head = ["method", *(f"AUROC, K = {k}" for k in shots), *(f"AP, K = {k}" for k in shots)]
-    cells = [(measure, k) for measure in ("auroc", "ap") for k in shots]
-    return markdown(head, [[name, *(f"{row[cell]:.3f}" for cell in cells)] for name, row in mean.iterrows()])
+    rows = [
+        [name, *(f"{row['auroc', k]:.3f}<br><small>AP {row['ap', k]:.3f}</small>" for k in shots)]
+        for name, row in mean.iterrows()
+    ]
+    return markdown(["mean AUROC, and AP", *(f"K = {k}" for k in shots)], rows)
 
 
 def by_dataset(table: pd.DataFrame, worlds: list[str]) -> str:
@@ -357,11 +356,11 @@ def against_best(mine: pd.DataFrame) -> str:
     rows = []
     for row in mine.sort_values(["dataset", "shots"]).itertuples():
         said = verdict(row.gain_low, row.gain_high)
-        interval = f"{row.gain_low:+.3f} to {row.gain_high:+.3f}"
-        rows.append([row.dataset, row.shots, row.rival, f"{row.gain:+.3f}", interval, said])
+        gain = f"{row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
+        rows.append([f"{row.dataset}, K = {row.shots}", row.rival, gain, said])
     note = "The rival is chosen with hindsight for each data set, which favours it."
-    head = ["data set", "K", "best training-free method", "difference", "95 % interval", "InCTRL-lite is"]
-    return f"{note}\n\n{markdown(head, rows)}"
+    head = ["data set", "best training-free method", "difference (95 % interval)", "InCTRL-lite is"]
+    return f"{note}\n\n{narrow(markdown(head, rows))}"
 
 
 def table(found: quality.Table) -> str:
@@ -392,10 +391,19 @@ def draw_figures(results: Path) -> None:
         path.unlink()
     card(results / "examples").save(FIGURES / "card.png", optimize=True)
     runs = recorded(results)
-    panels = {title: runs[name].summary for name, title in PANELS.items() if name in runs}
+    panels = {runs[name].title: runs[name].summary for name in PANELS if name in runs}
     if panels:
         save_figure(dots(panels, K), FIGURES / "dots.png")
         save_figure(dots(panels, K, PHONE), FIGURES / "dots-phone.png")
+    if (results / "pretraining.csv").exists():
+        table = pd.read_csv(results / "pretraining.csv")
+        save_figure(pretraining_study.draw(table), FIGURES / "pretraining.png")
+        save_figure(pretraining_study.draw(table, PHONE), FIGURES / "pretraining-phone.png")
+    if (results / "speed.json").exists():
+        run = json.loads((results / "speed.json").read_text(encoding="utf-8"))
+        measured = run["ms per image by K"], run["seconds by images"]
+        save_figure(speed_study.plot(*measured), FIGURES / "speed.png")
+        save_figure(speed_study.plot(*measured, PHONE), FIGURES / "speed-phone.png")
     for name, run in runs.items():
         cells, spent = (pd.read_csv(run.folder / f"{what}.csv") for what in ("cells", "cost"))
         for width, end in ((WIDE, ""), (PHONE, "-phone")):
@@ -429,8 +437,10 @@ def card(examples: Path) -> Image.Image:
 
 
 def _inputs(results: Path) -> Iterator[bytes]:
-    yield from (path.read_bytes() for end in ("*.csv", "*.jpg") for path in sorted(results.rglob(end)))
-    yield Path(benchmark_report.__file__).read_bytes() + Path(__file__).read_bytes()
+    files = (path for path in sorted(results.rglob("*")) if path.suffix in (".csv", ".json", ".jpg"))
+    yield from (path.read_bytes() for path in files)
+    drawn_by = (benchmark_report.__file__, pretraining_study.__file__, speed_study.__file__, __file__)
+    yield from (Path(file).read_bytes() for file in drawn_by)
 
 
 def drawn(run: str, name: str) -> bool:
@@ -439,7 +449,7 @@ def drawn(run: str, name: str) -> bool:
 
 
 def figure(run: str, name: str) -> str:
-    return picture(f"{run}-{name}", SHOWN[name], alt=f"{RUNS[run][0].capitalize()}. {SHOWN[name]}")
+    return picture(f"{run}-{name}", SHOWN[name], alt=f"{RUNS[run][0]}. {SHOWN[name]}")
 
 
 def picture(name: str, caption: str, alt: str, lazy: bool = True) -> str:

@@ -72,10 +72,10 @@ def shortened(text: str) -> str:
 def below_title(body: str, short: str, path: str) -> str:
     """A page with a lesson's short version and launch links below its title."""
     links = " · ".join(f'<a href="{html.escape(v)}">{k}</a>' for k, v in launch_links(path).items())
-    lines = (
-        f'<p class="short-version">{html.escape(short, quote=False)}</p>\n<p class="launch">Open in {links} '
-    )
-    lines += f"(on Colab, run <code>{html.escape(install_line(), quote=False)}</code> first)</p>"
+    said = f"<strong>In short:</strong> {html.escape(short, quote=False)}"
+    line = f"<code>{html.escape(install_line(), quote=False)}</code>"
+    colab = f"<details><summary>On Colab, run this first</summary>{line}</details>"
+    lines = f'<p class="short-version">{said}</p>\n<div class="launch">Open in {links}{colab}</div>'
     return body.replace("</h1>", f"</h1>\n{lines}", 1)
 
 

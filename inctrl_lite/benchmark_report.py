@@ -305,7 +305,8 @@ def dots(panels: Mapping[str, pd.DataFrame], shots: int, width: float = 9.0) -> 
     """
     stacked = width <= PHONE
     rows, columns = (len(panels), 1) if stacked else (1, len(panels))
-    figure, axes = _figure(width, 2.9 * rows, rows, columns, sharex=True)
+    figure, axes = _figure(width, 3.1 * rows, rows, columns, sharex=True)
+    figure.get_layout_engine().set(hspace=0.1)
     for number, (ax, (title, summary)) in enumerate(zip(axes.flat, panels.items(), strict=True)):
         mean = summary[(summary["dataset"] == MEAN) & (summary["shots"] == shots)].set_index("method")
         best, each = best_training_free(summary, shots)

@@ -6,6 +6,7 @@
 
 import base64
 import fnmatch
+import gzip
 import hashlib
 import html
 import importlib
@@ -22,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import browser
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from browser import AXE
@@ -284,6 +286,51 @@ def test_results_come_from_the_recorded_files(build, tmp_path):
     assert "speed" not in results.results_page(tmp_path)  # no file, no section
 
 
+@pytest.fixture
+def results(build):
+    return importlib.import_module("results")
+
+
+def test_the_results_page_begins_with_a_verdict_a_plot_and_examples(results):
+    page = results.results_page(ROOT / "benchmarks" / "results")
+    start = page.split(":::::{dropdown}")[0]
+    assert len(re.findall(r"^\d\. ", start, flags=re.M)) == 3  # sentences of the verdict
+    assert "_static/results/dots.png" in start and start.count("```{image}") >= 6
+    outside = re.sub(r"^:::::\{dropdown\}.*?^:::::$", "", page, flags=re.M | re.S)
+    assert not re.findall(r"^\|", outside, flags=re.M)  # all tables are folded
+
+
+def test_claims_on_the_results_page_name_rival_interval_and_learning(results):
+    columns = ["dataset", "shots", "method", "auroc", "low", "high", "rival", "gain", "gain_low", "gain_high"]
+    row = ["mean", 4, "InCTRL-lite", 0.8, 0.7, 0.9, "PatchCore", 0.05, 0.01, 0.09]
+    said = results.sentence(pd.DataFrame([row], columns=columns))
+    assert "better than the best training-free method, PatchCore: +0.050 (+0.010 to +0.090)" in said
+    assert "How much of that is learned was not measured" in said
+    columns += ["trained", "trained_low", "trained_high"]
+    said = results.sentence(pd.DataFrame([[*row, -0.02, -0.03, -0.01]], columns=columns))
+    assert "Training changes the AUROC of this head by -0.020 (-0.030 to -0.010): worse." in said
+
+
+def test_figures_of_the_results_are_drawn_wide_and_for_a_phone_and_only_when_due(
+    results, monkeypatch, tmp_path
+):
+    recorded = tmp_path / "results"
+    for name in ("photo", "embedded"):
+        shutil.copytree(ROOT / "benchmarks" / "results" / name, recorded / name)
+    drawn = []
+    monkeypatch.setattr(results, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(results, "save_figure", lambda _, path: drawn.append(path.name))
+    monkeypatch.setattr(results.benchmark_report, "figures", lambda *_: {"gains": ("", None)})
+    results.draw_figures(recorded)
+    wide = ["dots", "photo-gains", "embedded-gains"]
+    assert sorted(drawn) == sorted(f"{name}{end}.png" for name in wide for end in ("", "-phone"))
+    results.draw_figures(recorded)
+    assert len(drawn) == 6
+    (recorded / "photo" / "cost.csv").write_text("method,milliseconds\n")
+    results.draw_figures(recorded)
+    assert len(drawn) == 12
+
+
 # --- the built files -----------------------------------------------------------------------------------
 
 
@@ -321,6 +368,48 @@ def test_no_internal_link_is_broken():
 @built
 def test_pages_and_site_are_light(build):
     build.check_sizes()
+
+
+TEXTS = [page for page in PAGES if page not in LESSONS and not page.startswith("live/")]
+META = r'<meta (?:name|property)="{}" content="([^"]*)"'
+
+
+@built
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("live/")])
+def test_a_page_says_what_it_is_to_search_engines_and_friends(page, pages):
+    text = (HTML / page).read_text(encoding="utf-8")
+    found = {name: re.findall(META.format(name), text) for name in ("description", "og:title", "og:image")}
+    assert all(len(values) == 1 and values[0] for values in found.values()), found
+    assert len(found["description"][0]) <= 1.2 * pages.LONGEST  # as HTML
+    card = found["og:image"][0].removeprefix(pages.project()["urls"]["Documentation"])
+    assert Image.open(HTML / card.lstrip("/")).size == (1200, 630)
+
+
+@built
+def test_descriptions_differ():
+    said = [re.search(META.format("description"), (HTML / page).read_text("utf-8"))[1] for page in LESSONS]
+    assert len(set(said)) == len(said)
+
+
+@built
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_text_page_is_below_a_megabyte_on_its_way(page):
+    """Compressed, with its pictures, but for those that are loaded when they are looked at."""
+    text = (HTML / page).read_text(encoding="utf-8")
+    now = [tag for tag in re.findall(r"<img [^>]+>", text) if 'loading="lazy"' not in tag]
+    names = {re.search(r'src="([^"]+)"', tag)[1] for tag in now}
+    pictures = [HTML / Path(page).parent / name for name in names if ":" not in name]
+    scripts = [s for s in re.findall(r'(?:src|href)="([^":]+\.(?:js|css))[?"]', text)]
+    files = {HTML / page, *pictures, *((HTML / page).parent / script for script in scripts)}
+    weight = sum(len(gzip.compress(file.read_bytes())) for file in files if file.exists())
+    assert weight < 1e6
+
+
+@built
+def test_menus_and_launch_lines_are_not_indexed():
+    index = (HTML / "searchindex.js").read_text(encoding="utf-8")
+    terms = json.loads(index[index.index("{") : index.rindex("}") + 1])["terms"]
+    assert "binder" not in terms or len(np.atleast_1d(terms["binder"])) < len(LESSONS) / 2
 
 
 @built
@@ -617,6 +706,66 @@ def test_search_finds_a_word(home):
     found.first.click()
     home.page.wait_for_load_state()
     assert "residual" in home.page.locator("article").inner_text().lower()
+
+
+@built
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("install", "index.html"),
+        ("how many normal images", "faq.html"),
+        ("threshold", "faq.html"),
+        ("own photos", "faq.html"),
+        ("license", "faq.html"),
+    ],
+)
+def test_search_finds_what_people_ask_for_among_its_first_three(chromium, site, asked, page):
+    visit = Visit(chromium, site, f"search.html?q={asked.replace(' ', '+')}")
+    visit.page.locator("ul.search li a").first.wait_for()
+    first = [a.get_attribute("href") for a in visit.page.locator("ul.search li a").all()[:3]]
+    assert any(link.split("#")[0] == page and "#" in link for link in first), first
+    said = " ".join(visit.page.locator("ul.search p.context").all_inner_texts())
+    assert said and "On Colab" not in said and "Ctrl" not in said
+    visit.context.close()
+
+
+@built
+@pytest.mark.parametrize("width", [390, 1280])
+def test_code_is_not_cut(visit, width):
+    visit.page.set_viewport_size({"width": width, "height": 800})
+    cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.innerText)"
+    assert visit.page.locator(".bd-article .highlight pre").evaluate_all(cut) == []
+
+
+@built
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_results_page_on_a_phone(chromium, site, theme):
+    visit = Visit(chromium, site, "results.html", viewport=PHONE, color_scheme=theme)
+    page = visit.page
+    assert page.locator("details:not([open]) table").count() == page.locator("article table").count() > 0
+    page.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
+    for picture in page.locator("picture img:visible").all():
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("image => image.decode()")
+        assert picture.evaluate("image => image.currentSrc").endswith("-phone.png")
+    reachable = """tables => tables.every(table => {
+        const box = table.closest('.pst-scrollable-table-container'), style = getComputedStyle(box);
+        return box.scrollWidth <= box.clientWidth + 1 || style.overflowX === 'auto';
+    })"""
+    assert page.locator("article table:visible").evaluate_all(reachable)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not visit.wrong
+    visit.context.close()
+
+
+@built
+def test_a_lesson_has_its_short_version_and_an_edit_link(chromium, site, pages):
+    visit = Visit(chromium, site, "notebooks/04_patch_residuals.html")
+    said = visit.page.locator("h1 ~ .short-version").first.inner_text()
+    assert pages.lessons()["04_patch_residuals"] in said
+    links = [a.get_attribute("href") for a in visit.page.locator("a[href*='/edit/main/']").all()]
+    assert set(links) == {f"{pages.repository()}/edit/main/notebooks/04_patch_residuals.ipynb"}
+    visit.context.close()
 
 
 @built

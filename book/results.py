@@ -227,7 +227,8 @@ def datasets(runs: list[Run]) -> list[str]:
             k: by_dataset(run.by_dataset[run.by_dataset["shots"] == k], run.datasets) for k in run.shots
         }
         tabs = [f":::{{tab-item}} K = {k}\n{found}\n:::" for k, found in tables.items()]
-        note = "AUROC, mean over the categories and the draws, ± deviation over the draws."
+        note = "AUROC, mean over the categories and the draws, ± deviation over the draws. "
+        note += "On a narrow screen, move the table sideways."
         inside = [note, "::::{tab-set}\n" + "\n".join(tabs) + "\n::::"]
         mine = run.by_dataset[(run.by_dataset["method"] == MINE) & run.by_dataset["rival"].notna()]
         if len(mine):
@@ -335,7 +336,7 @@ def means(table: pd.DataFrame, shots: list[int]) -> str:
     mean = table.pivot_table(index="method", columns="shots", values=["auroc", "ap"], sort=False)
     mean = mean.sort_values(("auroc", shots[len(shots) // 2]), ascending=False)
     rows = [
-        [name, *(f"{row['auroc', k]:.3f}<br><small>AP {row['ap', k]:.3f}</small>" for k in shots)]
+        [name, *(f"{row['auroc', k]:.3f}<br><small>AP&nbsp;{row['ap', k]:.3f}</small>" for k in shots)]
         for name, row in mean.iterrows()
     ]
     return markdown(["mean AUROC, and AP", *(f"K = {k}" for k in shots)], rows)
@@ -357,7 +358,7 @@ def against_best(mine: pd.DataFrame) -> str:
     for row in mine.sort_values(["dataset", "shots"]).itertuples():
         said = verdict(row.gain_low, row.gain_high)
         gain = f"{row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
-        rows.append([f"{row.dataset}, K = {row.shots}", row.rival, gain, said])
+        rows.append([f"{row.dataset}, K&nbsp;=&nbsp;{row.shots}", row.rival, gain, said])
     note = "The rival is chosen with hindsight for each data set, which favours it."
     head = ["data set", "best training-free method", "difference (95 % interval)", "InCTRL-lite is"]
     return f"{note}\n\n{narrow(markdown(head, rows))}"
@@ -369,7 +370,8 @@ def table(found: quality.Table) -> str:
 
 def narrow(table: str) -> str:
     """Deviations and intervals in small print below their values, which keeps tables narrow."""
-    return re.sub(r" (± [\d.]+|\([+-]?[\d.]+ to [+-]?[\d.]+\))(?= \|)", r"<br><small>\1</small>", table)
+    table = re.sub(r" ± ([\d.]+)(?= \|)", r"<br><small>±&nbsp;\1</small>", table)
+    return re.sub(r" (\([+-]?[\d.]+ to [+-]?[\d.]+\))(?= \|)", r"<br><small>\1</small>", table)
 
 
 def markdown(head: list[str], rows: list[list]) -> str:

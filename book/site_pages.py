@@ -35,7 +35,10 @@ def add_to_page(_app: Any, page: str, _template: str, context: Context, doctree:
     """Called by Sphinx for every page; `doctree` is None for the search page and the like."""
     short = lessons().get(Path(page).name) if page.startswith("notebooks/") else None
     text = short or (first_paragraph(doctree) if doctree else "") or project()["description"]
-    context["metatags"] = context.get("metatags", "") + meta_tags(context.get("title", ""), page, text)
+    title = context.get("title") or project()["name"]
+    context["metatags"] = context.get("metatags", "") + meta_tags(title, page, text)
+    if page.startswith("api"):
+        context["body"] = with_lines_of_signatures(context["body"])
     if short:
         context["body"] = below_title(context["body"], short, f"notebooks/{Path(page).name}.ipynb")
     context["get_edit_provider_and_url"] = lambda: ("GitHub", edit_address(page, context))
@@ -77,6 +80,16 @@ def below_title(body: str, short: str, path: str) -> str:
     colab = f"<details><summary>On Colab, run this first</summary>{line}</details>"
     lines = f'<p class="short-version">{said}</p>\n<div class="launch">Open in {links}{colab}</div>'
     return body.replace("</h1>", f"</h1>\n{lines}", 1)
+
+
+def with_lines_of_signatures(body: str) -> str:
+    """Signatures that have a line for each parameter, without lists of definitions that define nothing."""
+    tags = {"<dl>": '<span class="sig-lines">', "<dd>": "<span>", "</dl>": "</span>", "</dd>": "</span>"}
+
+    def replaced(signature: re.Match[str]) -> str:
+        return re.sub(r"</?d[ld]>", lambda tag: tags[tag[0]], signature[0])
+
+    return re.sub(r'<dt class="sig .*?</dt>', replaced, body, flags=re.S)
 
 
 @lru_cache(maxsize=1)

@@ -73,8 +73,8 @@ def test_every_notebook_is_on_one_line_of_the_contents():
 
 def test_every_written_page_is_in_the_contents():
     toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
-    for page in BOOK.glob("*.md"):
-        name = "index" if page.stem == "landing" else page.stem
+    for page in [*BOOK.glob("*.md"), *BOOK.glob("api/*.md")]:
+        name = page.relative_to(BOOK).with_suffix("").as_posix().replace("landing", "index")
         assert re.search(rf"(?:file|root): {name}$", toc, flags=re.M), name
 
 
@@ -123,6 +123,14 @@ def test_short_version_and_launch_links_stand_below_the_title_of_a_lesson(pages)
     assert title == "<h1>0. A tour</h1>" and text == "<p>One model.</p>"
     assert pages.lessons()["00_tour"] in short
     assert all(f'href="{html.escape(link)}"' in launch for link in pages.launch_links(path).values())
+
+
+def test_lines_of_a_signature_are_no_list_of_definitions(pages):
+    signature = (
+        '<dt class="sig sig-object py">f(<dl>\n<dd>a,</dd>\n</dl>)</dt><dd><dl><dd>text</dd></dl></dd>'
+    )
+    expected = '<dt class="sig sig-object py">f(<span class="sig-lines">\n<span>a,</span>\n</span>)</dt>'
+    assert pages.with_lines_of_signatures(signature) == f"{expected}<dd><dl><dd>text</dd></dl></dd>"
 
 
 def test_every_lesson_has_a_short_version_of_one_sentence(pages):
@@ -382,7 +390,8 @@ def test_a_page_says_what_it_is_to_search_engines_and_friends(page, pages):
     assert all(len(values) == 1 and values[0] for values in found.values()), found
     assert len(found["description"][0]) <= 1.2 * pages.LONGEST  # as HTML
     card = found["og:image"][0].removeprefix(pages.project()["urls"]["Documentation"])
-    assert Image.open(HTML / card.lstrip("/")).size == (1200, 630)
+    with Image.open(HTML / card.lstrip("/")) as picture:
+        assert picture.size == (1200, 630)
 
 
 @built
@@ -397,7 +406,7 @@ def test_a_text_page_is_below_a_megabyte_on_its_way(page):
     """Compressed, with its pictures, but for those that are loaded when they are looked at."""
     text = (HTML / page).read_text(encoding="utf-8")
     now = [tag for tag in re.findall(r"<img [^>]+>", text) if 'loading="lazy"' not in tag]
-    names = {re.search(r'src="([^"]+)"', tag)[1] for tag in now}
+    names = {name for tag in now for name in re.findall(r' src="([^"]+)"', tag)}
     pictures = [HTML / Path(page).parent / name for name in names if ":" not in name]
     scripts = [s for s in re.findall(r'(?:src|href)="([^":]+\.(?:js|css))[?"]', text)]
     files = {HTML / page, *pictures, *((HTML / page).parent / script for script in scripts)}

@@ -143,8 +143,8 @@ def test_a_description_is_whole_sentences_or_words(pages):
     assert pages.shortened("One. Two.") == "One. Two."
     sentence = "This is a sentence of a page that has sixty letters or so. "
     assert pages.shortened(4 * sentence) == (2 * sentence).strip()
-    cut = pages.shortened("word " * 50)
-    assert len(cut) <= pages.LONGEST and cut.endswith("word…")
+    cut = pages.shortened("words " * 50)
+    assert len(cut) <= pages.LONGEST and cut.endswith("words…")
 
 
 def test_the_edit_link_leads_to_what_a_page_is_made_from(pages):

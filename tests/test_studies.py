@@ -106,7 +106,7 @@ def test_examples_are_chosen_by_their_distance_from_the_threshold_one_of_a_categ
         return examples.Example(category, "scratch", label, score, 0.5, Image.new("RGB", (1, 1)))
 
     some = [example("a", 1, 0.9), example("a", 1, 0.8), example("b", 1, 0.7), example("b", 1, 0.2)]
-    some += [example("c", 1, 0.1), example("c", 0, 0.6), example("a", 0, 0.4), example("b", 0, 0.95)]
+    some += [example("c", 1, 0.1), example("c", 0, 0.6), example("a", 0, 0.05), example("b", 0, 0.95)]
     shown = {k: [(e.category, e.score) for e in v] for k, v in examples.chosen(some).items()}
     assert shown == {
         "found": [("a", 0.9), ("b", 0.7)],

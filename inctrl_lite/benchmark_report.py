@@ -306,7 +306,6 @@ def dots(panels: Mapping[str, pd.DataFrame], shots: int, width: float = 9.0) -> 
     stacked = width <= PHONE
     rows, columns = (len(panels), 1) if stacked else (1, len(panels))
     figure, axes = _figure(width, 3.1 * rows, rows, columns, sharex=True)
-    figure.get_layout_engine().set(hspace=0.1)
     for number, (ax, (title, summary)) in enumerate(zip(axes.flat, panels.items(), strict=True)):
         mean = summary[(summary["dataset"] == MEAN) & (summary["shots"] == shots)].set_index("method")
         best, each = best_training_free(summary, shots)
@@ -325,7 +324,7 @@ def dots(panels: Mapping[str, pd.DataFrame], shots: int, width: float = 9.0) -> 
         labels = [*STORY, "best training-free,\nchosen afterwards"]
         ax.set_yticks(range(len(names)), labels if stacked or not number else [""] * len(names))
         ax.set_ylim(len(names) - 0.4, -0.7)
-        ax.set_title(title, fontsize=10, fontweight="bold")
+        ax.set_title(title, fontsize=10, fontweight="bold", pad=14)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)

@@ -40,7 +40,8 @@ def add_to_page(_app: Any, page: str, _template: str, context: Context, doctree:
     if page.startswith("api"):
         context["body"] = with_lines_of_signatures(context["body"])
     if short:
-        context["body"] = below_title(context["body"], short, f"notebooks/{Path(page).name}.ipynb")
+        body = below_title(context["body"], short, f"notebooks/{Path(page).name}.ipynb")
+        context["body"] = re.sub(r"<img (?=[^>]*_images/)", '<img loading="lazy" ', body)
     context["get_edit_provider_and_url"] = lambda: ("GitHub", edit_address(page, context))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -31,7 +32,7 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def add_to_page(_app: Any, page: str, _template: str, context: Context, doctree: Any) -> None:
+def add_to_page(app: Any, page: str, _template: str, context: Context, doctree: Any) -> None:
     """Called by Sphinx for every page; `doctree` is None for the search page and the like."""
     short = lessons().get(Path(page).name) if page.startswith("notebooks/") else None
     text = short or (first_paragraph(doctree) if doctree else "") or project()["description"]
@@ -41,7 +42,8 @@ def add_to_page(_app: Any, page: str, _template: str, context: Context, doctree:
         context["body"] = with_lines_of_signatures(context["body"])
     if short:
         body = below_title(context["body"], short, f"notebooks/{Path(page).name}.ipynb")
-        context["body"] = re.sub(r"<img (?=[^>]*_images/)", '<img loading="lazy" ', body)
+        files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+        context["body"] = with_late_pictures(body, files)
     context["get_edit_provider_and_url"] = lambda: ("GitHub", edit_address(page, context))
 
 
@@ -81,6 +83,17 @@ def below_title(body: str, short: str, path: str) -> str:
     colab = f"<details><summary>On Colab, run this first</summary>{line}</details>"
     lines = f'<p class="short-version">{said}</p>\n<div class="launch">Open in {links}{colab}</div>'
     return body.replace("</h1>", f"</h1>\n{lines}", 1)
+
+
+def with_late_pictures(body: str, files: dict[str, Path]) -> str:
+    """Pictures that are loaded when they come into view. Their sizes keep the text below in its place."""
+
+    def late(tag: re.Match[str]) -> str:
+        with Image.open(files[tag[1]]) as picture:
+            width, height = picture.size
+        return f'{tag[0]} loading="lazy" width="{width}" height="{height}"'
+
+    return re.sub(r'<img [^>]*src="[^"]*_images/([^"/]+\.(?:png|jpg))"', late, body)
 
 
 def with_lines_of_signatures(body: str) -> str:

@@ -125,6 +125,13 @@ def test_short_version_and_launch_links_stand_below_the_title_of_a_lesson(pages)
     assert all(f'href="{html.escape(link)}"' in launch for link in pages.launch_links(path).values())
 
 
+def test_late_pictures_have_their_sizes(pages, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    picture, other = '<img alt="a" src="../_images/1.png" />', '<img src="data:image/png;base64,AA" />'
+    late = '<img alt="a" src="../_images/1.png" loading="lazy" width="30" height="20" />'
+    assert pages.with_late_pictures(picture + other, {"1.png": tmp_path / "a.png"}) == late + other
+
+
 def test_lines_of_a_signature_are_no_list_of_definitions(pages):
     signature = (
         '<dt class="sig sig-object py">f(<dl>\n<dd>a,</dd>\n</dl>)</dt><dd><dl><dd>text</dd></dl></dd>'

@@ -118,8 +118,8 @@ check_probabilities = Exercise(
         "You divide by the sum of the whole matrix. Each row has its own sum.": lambda s, t: (
             (s / t).flatten().softmax(0).view_as(s)
         ),
-        "exp of a large number is infinite, and infinite / infinite is nan. Subtract the largest score of "
-        "the row before exp: this does not change the result.": lambda s, t: (
+        "exp of a large number is infinite, and infinite / infinite is nan. Divide by the temperature, then "
+        "subtract the largest score of the row, then take exp: this does not change the result.": lambda s, t: (
             (s / t).exp() / (s / t).exp().sum(-1, keepdim=True)
         ),
         "The exponential is missing: this divides the scores by their sum.": lambda s, t: (
@@ -134,11 +134,6 @@ check_probabilities = Exercise(
         "The sign is wrong: the largest score should get the largest probability.": lambda s, t: (
             -s / t
         ).softmax(-1),
-        "You subtract the largest UNSCALED score from the scaled ones. Divide by the temperature first, and "
-        "then take the largest of the row.": lambda s, t: (
-            (s / t - s.amax(-1, keepdim=True)).exp()
-            / (s / t - s.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)
-        ),
     },
 )
 

@@ -119,7 +119,7 @@ check_probabilities = Exercise(
             (s / t).flatten().softmax(0).view_as(s)
         ),
         "exp of a large number is infinite, and infinite / infinite is nan. Divide by the temperature, then "
-        "subtract the largest score of the row, then take exp: this does not change the result.": lambda s, t: (
+        "subtract the largest score of the row, then take exp. The result is the same.": lambda s, t: (
             (s / t).exp() / (s / t).exp().sum(-1, keepdim=True)
         ),
         "The exponential is missing: this divides the scores by their sum.": lambda s, t: (

@@ -67,8 +67,8 @@ check_cosines = Exercise(
         ),
         "This is one minus the cosine.": lambda a, b: 1 - cosines(a, b),
         "You take the absolute value. A cosine may be negative.": lambda a, b: cosines(a, b).abs(),
-        "An operation that works entry by entry (`*`, `/`) meets n rows of `a` and m rows of `b`. First make the "
-        "rows of each of them unit vectors, and then take `@`.": lambda a, b: (
+        "An operation that works entry by entry (`*`, `/`) meets n rows of `a` and m rows of `b`. First make "
+        "the rows of each of them unit vectors, and then take `@`.": lambda a, b: (
             F.normalize(a, dim=-1) * F.normalize(b, dim=-1)
         ),
         "The shapes do not fit: transpose the second matrix, `a @ b.T`.": lambda a, b: (

@@ -65,10 +65,13 @@ check_cosines = Exercise(
         "These are distances of the unit vectors. A cosine is their dot product.": lambda a, b: torch.cdist(
             F.normalize(a, dim=-1), F.normalize(b, dim=-1)
         ),
+        "You compare row i of `a` with row i of `b` only. Compare every row of `a` with every row of "
+        "`b`.": lambda a, b: cosines(a, b).diagonal(),
         "This is one minus the cosine.": lambda a, b: 1 - cosines(a, b),
         "You take the absolute value. A cosine may be negative.": lambda a, b: cosines(a, b).abs(),
-        "You use `*`, which multiplies entry by entry. The matrix of dot products is "
-        "`a @ b.T`.": lambda a, b: F.normalize(a, dim=-1) * F.normalize(b, dim=-1),
+        "`*` and `/` work entry by entry, so shapes must fit by broadcasting. All dot products are "
+        "`a @ b.T`, [n, m]. To divide it, the lengths of a's rows need the shape [n, 1], and those of b's "
+        "rows [1, m].": lambda a, b: F.normalize(a, dim=-1) * F.normalize(b, dim=-1),
         "The shapes do not fit: transpose the second matrix, `a @ b.T`.": lambda a, b: (
             F.normalize(a, dim=-1) @ F.normalize(b, dim=-1)
         ),
@@ -99,6 +102,7 @@ check_probabilities = Exercise(
     solution=probabilities,
     cases=_scores,
     forbidden=("softmax", "log_softmax", "Softmax"),
+    tolerance=1e-4,  # scores around 400 lose digits in some right answers
     explain=lambda case, result, right: (
         "returns nan for large scores: exp of a large number is infinite. Subtract the largest score of the "
         "row first"
@@ -121,6 +125,15 @@ check_probabilities = Exercise(
         "exp of a large number is infinite, and infinite / infinite is nan. Divide by the temperature, then "
         "subtract the largest score of the row, then take exp. The result is the same.": lambda s, t: (
             (s / t).exp() / (s / t).exp().sum(-1, keepdim=True)
+        ),
+        "The sums (or the largest scores) have lost their axis. Keep it with `keepdim=True`, so that each "
+        "row gets its own.": lambda s, t: (s / t).exp() / (s / t).exp().sum(-1),
+        "`max` over an axis returns two things, the values and where they are. Use `amax`.": lambda s, t: (
+            (s - s.max(-1, keepdim=True)) / t
+        ),
+        "The scores themselves are not divided by the temperature. Subtract the largest score of the row and "
+        "divide the difference, `(scores - largest) / T`; then take exp.": lambda s, t: (
+            s.exp() / s.exp().sum(-1, keepdim=True)
         ),
         "The exponential is missing: this divides the scores by their sum.": lambda s, t: (
             (s / t) / (s / t).sum(-1, keepdim=True)
@@ -163,6 +176,11 @@ check_attention = Exercise(
     solution=attention,
     cases=_projected,
     forbidden=("scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward"),
+    explain=lambda case, result, right: (
+        "returns several things. Return only what the queries read, one tensor [n, e]"
+        if isinstance(result, tuple)
+        else None
+    ),
     mistakes={
         "The division by the square root of d is missing.": _attended(lambda q, k: 1.0),
         "You divide by d. Divide by its square root.": _attended(lambda q, k: q.shape[-1]),
@@ -175,6 +193,14 @@ check_attention = Exercise(
         "counts.": lambda q, k, v: (q @ k.T / v.shape[-1] ** 0.5).softmax(-1) @ v,
         "Your softmax runs over the queries. Each query distributes its attention over the keys: use the "
         "last axis of [n, m].": _attended(axis=0),
+        "The keys are the rows of your scores. Rows belong to the queries: `queries @ keys.T` is "
+        "[n, m].": lambda q, k, v: (k @ q.T).softmax(-1) @ v,
+        "You apply the softmax twice. Once is enough.": lambda q, k, v: (
+            (q @ k.T / q.shape[-1] ** 0.5).softmax(-1).softmax(-1) @ v
+        ),
+        "The weights of a query do not sum to 1: exp alone is no softmax.": lambda q, k, v: (
+            (q @ k.T / q.shape[-1] ** 0.5).exp() @ v
+        ),
         "The softmax is missing: the weights of a query must be positive and sum to 1.": lambda q, k, v: (
             q @ k.T / q.shape[-1] ** 0.5 @ v
         ),
@@ -233,8 +259,32 @@ check_normalise_tokens = Exercise(
     mistakes={
         "You normalise over the tokens (BatchNorm). LayerNorm takes mean and variance of the numbers of ONE "
         "token: the last axis.": _layered(lambda x: x.var(0, unbiased=False), lambda x: x.mean(0)),
+        "You normalise over the tokens (BatchNorm), and the variance divides by the count minus 1. LayerNorm "
+        "uses the last axis, and `unbiased=False`.": _layered(lambda x: x.var(0), lambda x: x.mean(0)),
         "You take one mean and one variance of the whole matrix. Each token has its own.": _layered(
             lambda x: x.var(unbiased=False), Tensor.mean
+        ),
+        "You take one mean and one variance of the whole matrix (and divide by the count minus 1). Each "
+        "token has its own: the last axis.": _layered(Tensor.var, Tensor.mean),
+        "The mean is of the whole matrix. Each token has its own mean.": _layered(mean=Tensor.mean),
+        "You add up the squares. The variance is their MEAN.": _layered(
+            lambda x: (x - x.mean(-1, keepdim=True)).square().sum(-1, keepdim=True)
+        ),
+        "You take the root of the standard deviation, which is a root already. Take the root of the "
+        "variance.": _layered(lambda x: x.std(-1, keepdim=True, unbiased=False)),
+        "Subtract the mean also inside the variance: you take the mean of the squares of x itself.": _layered(
+            lambda x: x.square().mean(-1, keepdim=True)
+        ),
+        "The mean is not subtracted, and the squares in the variance are those of x itself.": _layered(
+            lambda x: x.square().mean(-1, keepdim=True), lambda x: torch.zeros(())
+        ),
+        "You multiply by the root. Divide by it.": _layered(root=lambda v, e: (v + e).rsqrt()),
+        "Gain and shift are exchanged: multiply by the gain, and add the shift.": lambda x, g, s, e=1e-5: (
+            normalise_tokens(x, s, g, e)
+        ),
+        "Brackets are missing: only the mean is divided. Write "
+        "`(x - mean) / root`.": lambda x, g, s, e=1e-5: (
+            x - x.mean(-1, keepdim=True) / (x.var(-1, keepdim=True, unbiased=False) + e).sqrt() * g + s
         ),
         "You divide by C - 1 in the variance. LayerNorm divides by C: `unbiased=False`.": _layered(
             lambda x: x.var(-1, keepdim=True)
@@ -293,7 +343,9 @@ def _batch(seed: int) -> tuple[Tensor, Tensor, Tensor, bool]:
     g, width = generator(seed), 3 + seed % 3
     x = 2 * torch.randn(4 + seed, width, generator=g) + torch.arange(float(width))
     training = seed % 2 == 0
-    return x, torch.randn(width, generator=g), torch.rand(width, generator=g) + 0.5, training
+    mean, variance = torch.randn(width, generator=g), torch.rand(width, generator=g) + 0.5
+    x[:, 0], mean[0], variance[0] = 0.003 * x[:, 0], 0.0, 3e-5  # hardly varies, so that epsilon matters
+    return x, mean, variance, training
 
 
 def _batched(
@@ -324,6 +376,12 @@ check_batch_norm_step = Exercise(
     solution=batch_norm_step,
     cases=_batch,
     parts=("normalised batch", "running mean", "running variance"),
+    explain=lambda case, result, right: (
+        "return three things, separated by commas: the normalised batch, the running mean, the running "
+        "variance"
+        if not isinstance(result, list | tuple) or len(result) != 3
+        else None
+    ),
     forbidden=("batch_norm", "BatchNorm1d", "native_batch_norm"),
     mistakes={
         "In eval mode you use the batch's own mean and variance. Use the running ones, and leave them as "
@@ -367,15 +425,43 @@ check_batch_norm_step = Exercise(
         ),
         "You normalise each image by its own mean and variance (LayerNorm). BatchNorm normalises each number "
         "over the batch: axis 0.": _of_tokens,
+        "In training you take mean and variance of each image. BatchNorm takes them over the batch: axis "
+        "0.": _batched(lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False))),
+        "The statistics have the shape [B]: you take them over the numbers of each image. BatchNorm takes "
+        "them over the batch: axis 0.": _batched(lambda x, m, v: (x.mean(-1), x.var(-1, unbiased=False))),
+        "The running statistics have the shape [B]: you take those of each image. BatchNorm takes them over "
+        "the batch: axis 0.": _batched(
+            lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)),
+            lambda x, m, v: (0.9 * m + 0.1 * x.mean(-1), 0.9 * v + 0.1 * x.var(-1)),
+        ),
+        "You take one mean and one variance of the whole matrix. Each of the C numbers has its own: axis "
+        "0.": _batched(lambda x, m, v: (x.mean(), x.var(unbiased=False))),
+        "In training you use the standard deviation where the variance should be.": _batched(
+            lambda x, m, v: (x.mean(0), x.std(0, unbiased=False))
+        ),
+        "In training you use the standard deviation where the variance should be, and it divides by B - "
+        "1.": _batched(lambda x, m, v: (x.mean(0), x.std(0))),
+        "In eval mode you return the batch as it is. Normalise it with the running mean and "
+        "variance.": lambda x, m, v, t: batch_norm_step(x, m, v, t) if t else (x, m, v),
+        "You add a tenth of the batch's statistics to the WHOLE old ones. Keep nine tenths of the "
+        "old.": _batched(kept=lambda x, m, v: (m + 0.1 * x.mean(0), v + 0.1 * x.var(0))),
+        "The running mean does not change in training. A tenth of the batch's mean goes into it.": _batched(
+            kept=lambda x, m, v: (m, 0.9 * v + 0.1 * x.var(0))
+        ),
+        "The running mean and the running variance are exchanged in what you return.": lambda x, m, v, t: (
+            batch_norm_step(x, m, v, t)[0],
+            *batch_norm_step(x, m, v, t)[:0:-1],
+        ),
+        "epsilon is missing under the root: 1e-5.": _batched(root=lambda v: v.sqrt()),
+        "epsilon stands under the root, with the variance.": _batched(root=lambda v: v.sqrt() + 1e-5),
         "You divide by the variance. Divide by its square root.": _batched(root=lambda v: v + 1e-5),
         "You put the standard deviation into the running variance. Put the variance.": _batched(
             kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), 0.9 * v + 0.1 * x.std(0))
         ),
         "You return the normalised batch alone. Return three things: the batch, the running mean, the "
         "running variance.": lambda x, m, v, t: batch_norm_step(x, m, v, t)[0],
-        "One of the running statistics does not change in training: the variance.": _batched(
-            kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), v)
-        ),
+        "The running variance does not change in training. A tenth of the batch's variance goes into "
+        "it.": _batched(kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), v)),
     },
 )
 
@@ -410,6 +496,31 @@ check_clip_loss = Exercise(
         "and take the mean.": lambda p, t: -_logs(p, t, 0).mean(),
         "You add the two directions. Take their mean.": lambda p, t: 2 * clip_loss(p, t),
         "You multiply by the temperature. Divide by it.": lambda p, t: clip_loss(p, 1 / t),
+        "You divide the loss by the temperature. Divide the cosines.": lambda p, t: clip_loss(p, 1.0) / t,
+        "The columns (sentences) are not divided by the temperature.": lambda p, t: (
+            -(_logs(p, t, 1) + _logs(p, 1.0, 0)).mean() / 2
+        ),
+        "The rows (images) are not divided by the temperature.": lambda p, t: (
+            -(_logs(p, 1.0, 1) + _logs(p, t, 0)).mean() / 2
+        ),
+        "You return both directions. Return their mean, one number.": lambda p, t: torch.stack(
+            [-_logs(p, t, 1).mean(), -_logs(p, t, 0).mean()]
+        ),
+        "You take the logarithm of a mean of probabilities. Take the mean of the logarithms.": lambda p, t: (
+            -((_logs(p, t, 0).exp() + _logs(p, t, 1).exp()) / 2).log().mean()
+        ),
+        "You take the logarithm of the mean probability. Take the mean of the logarithms.": lambda p, t: (
+            -(_logs(p, t, 0).exp().mean().log() + _logs(p, t, 1).exp().mean().log()) / 2
+        ),
+        "The numbers of the right columns must be whole numbers: `torch.arange(B)`.": lambda p, t: (
+            F.cross_entropy(p / t, torch.arange(float(len(p))))
+        ),
+        "A yes-or-no decision for every pair is another loss. Here the sentences of a row compete in one "
+        "softmax.": lambda p, t: F.binary_cross_entropy_with_logits(p / t, torch.eye(len(p))),
+        "The softmax is missing: this only rewards large cosines on the diagonal, and the wrong pairs do not "
+        "count.": lambda p, t: 1 - p.diagonal().mean(),
+        "The softmax and the logarithm are missing: this is minus the mean score of the right "
+        "pairs.": lambda p, t: -(p / t).diagonal().mean(),
         "The temperature is not used.": lambda p, t: clip_loss(p, 1.0),
         "The sign is wrong: the loss is MINUS the log-probability.": lambda p, t: -clip_loss(p, t),
         "The mean over the pairs is missing: you return the sum.": lambda p, t: clip_loss(p, t) * len(p),

@@ -69,9 +69,10 @@ check_cosines = Exercise(
         "`b`.": lambda a, b: cosines(a, b).diagonal(),
         "This is one minus the cosine.": lambda a, b: 1 - cosines(a, b),
         "You take the absolute value. A cosine may be negative.": lambda a, b: cosines(a, b).abs(),
-        "`*` and `/` work entry by entry, so shapes must fit by broadcasting. All dot products are "
-        "`a @ b.T`, [n, m]. To divide it, the lengths of a's rows need the shape [n, 1], and those of b's "
-        "rows [1, m].": lambda a, b: F.normalize(a, dim=-1) * F.normalize(b, dim=-1),
+        "An operation that works entry by entry (`*`, `/`) meets n rows of `a` and m rows of `b`. First make "
+        "the rows of each of them unit vectors, and then take `@`.": lambda a, b: (
+            F.normalize(a, dim=-1) * F.normalize(b, dim=-1)
+        ),
         "The shapes do not fit: transpose the second matrix, `a @ b.T`.": lambda a, b: (
             F.normalize(a, dim=-1) @ F.normalize(b, dim=-1)
         ),
@@ -92,23 +93,31 @@ def probabilities(scores: Tensor, temperature: float) -> Tensor:
 
 
 def _scores(seed: int) -> tuple[Tensor, float]:
-    scores = 2 * torch.randn(2 + seed, 6 - seed, generator=generator(seed))
-    if seed == 3:
-        scores = scores + 400  # without the subtraction of the largest score, exp overflows
+    scores = 2 * torch.randn(2 + seed, 7 - seed, generator=generator(seed))
+    if seed == 3:  # without the subtraction of each row's largest score, exp is infinite or all zero
+        scores = scores + 200 * torch.arange(5.0)[:, None]
     return scores, (0.5, 2.0, 1.5, 0.7)[seed]
+
+
+def _about_rows(case: tuple, result: object, right: Tensor) -> str | None:
+    if not isinstance(result, Tensor) or result.shape != right.shape:
+        return None
+    if result.isnan().any():
+        return "returns nan for scores in the hundreds. Subtract the largest score of EACH ROW before exp"
+    sums = result.sum(-1)
+    wrong = (sums - 1).abs() > 1e-4
+    if not wrong.any():
+        return None
+    row = int(wrong.int().argmax())
+    return f"row {row} of your result sums to {sums[row]:.3g}. Each row should sum to 1"
 
 
 check_probabilities = Exercise(
     solution=probabilities,
     cases=_scores,
     forbidden=("softmax", "log_softmax", "Softmax"),
-    tolerance=1e-4,  # scores around 400 lose digits in some right answers
-    explain=lambda case, result, right: (
-        "returns nan for large scores: exp of a large number is infinite. Subtract the largest score of the "
-        "row first"
-        if isinstance(result, Tensor) and result.isnan().any()
-        else None
-    ),
+    tolerance=1e-4,  # scores in the hundreds lose digits in some right answers
+    explain=_about_rows,
     mistakes={
         "The temperature is not used. Divide the scores by it.": lambda s, t: s.softmax(-1),
         "You multiply by the temperature. Divide by it.": lambda s, t: (s * t).softmax(-1),
@@ -126,8 +135,6 @@ check_probabilities = Exercise(
         "subtract the largest score of the row, then take exp. The result is the same.": lambda s, t: (
             (s / t).exp() / (s / t).exp().sum(-1, keepdim=True)
         ),
-        "The sums (or the largest scores) have lost their axis. Keep it with `keepdim=True`, so that each "
-        "row gets its own.": lambda s, t: (s / t).exp() / (s / t).exp().sum(-1),
         "`max` over an axis returns two things, the values and where they are. Use `amax`.": lambda s, t: (
             (s - s.max(-1, keepdim=True)) / t
         ),
@@ -147,6 +154,16 @@ check_probabilities = Exercise(
         "The sign is wrong: the largest score should get the largest probability.": lambda s, t: (
             -s / t
         ).softmax(-1),
+        "The sum or the largest score has lost its axis. Keep it with `keepdim=True`, so that each row has "
+        "its own.": lambda s, t: (s / t).exp() / (s / t).exp().sum(-1),
+        "You subtract the largest score of the whole matrix. With rows of very different scores a whole row "
+        "becomes 0. Subtract the largest of EACH ROW.": lambda s, t: (
+            ((s - s.max()) / t).exp() / ((s - s.max()) / t).exp().sum(-1, keepdim=True)
+        ),
+        "You subtract the largest score of each COLUMN. That changes the differences within a row. Use the "
+        "last axis.": lambda s, t: (
+            ((s - s.amax(0)) / t).exp() / ((s - s.amax(0)) / t).exp().sum(-1, keepdim=True)
+        ),
     },
 )
 
@@ -193,8 +210,6 @@ check_attention = Exercise(
         "counts.": lambda q, k, v: (q @ k.T / v.shape[-1] ** 0.5).softmax(-1) @ v,
         "Your softmax runs over the queries. Each query distributes its attention over the keys: use the "
         "last axis of [n, m].": _attended(axis=0),
-        "The keys are the rows of your scores. Rows belong to the queries: `queries @ keys.T` is "
-        "[n, m].": lambda q, k, v: (k @ q.T).softmax(-1) @ v,
         "You apply the softmax twice. Once is enough.": lambda q, k, v: (
             (q @ k.T / q.shape[-1] ** 0.5).softmax(-1).softmax(-1) @ v
         ),
@@ -223,6 +238,17 @@ check_attention = Exercise(
         "The shapes do not fit: the keys must be transposed, `queries @ keys.T`.": lambda q, k, v: (
             (q @ k).softmax(-1) @ v
         ),
+        "Your weights have the shape [m, n]. Their rows must be the queries: `queries @ keys.T`, and no "
+        "transpose afterwards.": lambda q, k, v: (k @ q.T).softmax(-1) @ v,
+        "`weights * values` works entry by entry. Use `@`: it adds up the values, each with its "
+        "weight.": lambda q, k, v: (q @ k.T).softmax(-1) * v,
+        "`queries * keys` works entry by entry, and needs as many queries as keys. All dot products are "
+        "`queries @ keys.T`.": lambda q, k, v: (q * k).sum(-1).softmax(-1) @ v,
+        "You use the queries as values.": lambda q, k, v: (q @ k.T).softmax(-1) @ q,
+        "The softmax belongs to the scores, not to the values.": lambda q, k, v: (
+            q @ k.T / q.shape[-1] ** 0.5 @ v.softmax(-1)
+        ),
+        "You divide by d squared. Divide by the square ROOT of d.": _attended(lambda q, k: q.shape[-1] ** 2),
     },
 )
 
@@ -259,33 +285,19 @@ check_normalise_tokens = Exercise(
     mistakes={
         "You normalise over the tokens (BatchNorm). LayerNorm takes mean and variance of the numbers of ONE "
         "token: the last axis.": _layered(lambda x: x.var(0, unbiased=False), lambda x: x.mean(0)),
-        "You normalise over the tokens (BatchNorm), and the variance divides by the count minus 1. LayerNorm "
-        "uses the last axis, and `unbiased=False`.": _layered(lambda x: x.var(0), lambda x: x.mean(0)),
         "You take one mean and one variance of the whole matrix. Each token has its own.": _layered(
             lambda x: x.var(unbiased=False), Tensor.mean
         ),
-        "You take one mean and one variance of the whole matrix (and divide by the count minus 1). Each "
-        "token has its own: the last axis.": _layered(Tensor.var, Tensor.mean),
         "The mean is of the whole matrix. Each token has its own mean.": _layered(mean=Tensor.mean),
         "You add up the squares. The variance is their MEAN.": _layered(
             lambda x: (x - x.mean(-1, keepdim=True)).square().sum(-1, keepdim=True)
         ),
         "You take the root of the standard deviation, which is a root already. Take the root of the "
         "variance.": _layered(lambda x: x.std(-1, keepdim=True, unbiased=False)),
-        "Subtract the mean also inside the variance: you take the mean of the squares of x itself.": _layered(
-            lambda x: x.square().mean(-1, keepdim=True)
-        ),
         "The mean is not subtracted, and the squares in the variance are those of x itself.": _layered(
             lambda x: x.square().mean(-1, keepdim=True), lambda x: torch.zeros(())
         ),
         "You multiply by the root. Divide by it.": _layered(root=lambda v, e: (v + e).rsqrt()),
-        "Gain and shift are exchanged: multiply by the gain, and add the shift.": lambda x, g, s, e=1e-5: (
-            normalise_tokens(x, s, g, e)
-        ),
-        "Brackets are missing: only the mean is divided. Write "
-        "`(x - mean) / root`.": lambda x, g, s, e=1e-5: (
-            x - x.mean(-1, keepdim=True) / (x.var(-1, keepdim=True, unbiased=False) + e).sqrt() * g + s
-        ),
         "You divide by C - 1 in the variance. LayerNorm divides by C: `unbiased=False`.": _layered(
             lambda x: x.var(-1, keepdim=True)
         ),
@@ -315,6 +327,24 @@ check_normalise_tokens = Exercise(
         "The means have lost their axis. Keep it with `keepdim=True`.": lambda x, g, s, e=1e-5: (
             (x - x.mean(-1)) / (x.var(-1, unbiased=False) + e).sqrt() * g + s
         ),
+        "You normalise over the tokens (BatchNorm), and with n - 1. LayerNorm takes mean and variance of the "
+        "numbers of ONE token, and divides by C.": _layered(lambda x: x.var(0), lambda x: x.mean(0)),
+        "You take one mean and one variance of the whole matrix, with n - 1. Each token has its own, and the "
+        "variance divides by C.": _layered(Tensor.var, Tensor.mean),
+        "Gain and shift are exchanged.": lambda x, g, s, e=1e-5: normalise_tokens(x, s, g, e),
+        "Parentheses are missing: subtract the mean first, and divide the whole difference.": (
+            lambda x, g, s, e=1e-5: (
+                x - x.mean(-1, keepdim=True) / (x.var(-1, keepdim=True, unbiased=False) + e).sqrt() * g + s
+            )
+        ),
+        "The variance is the mean square of x MINUS its mean. You take the mean square of x.": _layered(
+            lambda x: x.square().mean(-1, keepdim=True)
+        ),
+        "You add the root of epsilon to the root of the variance. Take one root of their sum.": _layered(
+            root=lambda v, e: v.sqrt() + e**0.5
+        ),
+        "You divide by the length of the vector. The standard deviation is the root of the MEAN "
+        "square.": lambda x, g, s, e=1e-5: F.normalize(x - x.mean(-1, keepdim=True), dim=-1) * g + s,
     },
 )
 
@@ -342,10 +372,9 @@ def batch_norm_step(
 def _batch(seed: int) -> tuple[Tensor, Tensor, Tensor, bool]:
     g, width = generator(seed), 3 + seed % 3
     x = 2 * torch.randn(4 + seed, width, generator=g) + torch.arange(float(width))
-    training = seed % 2 == 0
-    mean, variance = torch.randn(width, generator=g), torch.rand(width, generator=g) + 0.5
-    x[:, 0], mean[0], variance[0] = 0.003 * x[:, 0], 0.0, 3e-5  # hardly varies, so that epsilon matters
-    return x, mean, variance, training
+    scale = torch.tensor([0.05] + [1.0] * (width - 1))  # one small variance, so that epsilon matters
+    mean, variance = torch.randn(width, generator=g) * scale, torch.rand(width, generator=g) + 0.5
+    return x * scale, mean, variance * scale.square(), seed % 2 == 0
 
 
 def _batched(
@@ -366,10 +395,6 @@ def _batched(
         return (x - mean) / root(variance), *kept(x, m, v)
 
     return wrong
-
-
-def _of_tokens(x: Tensor, m: Tensor, v: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return F.layer_norm(x, x.shape[-1:]), *batch_norm_step(x, m, v, training)[1:]
 
 
 check_batch_norm_step = Exercise(
@@ -424,44 +449,39 @@ check_batch_norm_step = Exercise(
             lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), 0.9 * v + 0.1 * x.var(0, unbiased=False)),
         ),
         "You normalise each image by its own mean and variance (LayerNorm). BatchNorm normalises each number "
-        "over the batch: axis 0.": _of_tokens,
-        "In training you take mean and variance of each image. BatchNorm takes them over the batch: axis "
-        "0.": _batched(lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False))),
-        "The statistics have the shape [B]: you take them over the numbers of each image. BatchNorm takes "
-        "them over the batch: axis 0.": _batched(lambda x, m, v: (x.mean(-1), x.var(-1, unbiased=False))),
-        "The running statistics have the shape [B]: you take those of each image. BatchNorm takes them over "
-        "the batch: axis 0.": _batched(
-            lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)),
-            lambda x, m, v: (0.9 * m + 0.1 * x.mean(-1), 0.9 * v + 0.1 * x.var(-1)),
+        "over the batch: axis 0.": _batched(
+            lambda x, m, v: (x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False))
         ),
-        "You take one mean and one variance of the whole matrix. Each of the C numbers has its own: axis "
-        "0.": _batched(lambda x, m, v: (x.mean(), x.var(unbiased=False))),
-        "In training you use the standard deviation where the variance should be.": _batched(
-            lambda x, m, v: (x.mean(0), x.std(0, unbiased=False))
-        ),
-        "In training you use the standard deviation where the variance should be, and it divides by B - "
-        "1.": _batched(lambda x, m, v: (x.mean(0), x.std(0))),
-        "In eval mode you return the batch as it is. Normalise it with the running mean and "
-        "variance.": lambda x, m, v, t: batch_norm_step(x, m, v, t) if t else (x, m, v),
-        "You add a tenth of the batch's statistics to the WHOLE old ones. Keep nine tenths of the "
-        "old.": _batched(kept=lambda x, m, v: (m + 0.1 * x.mean(0), v + 0.1 * x.var(0))),
-        "The running mean does not change in training. A tenth of the batch's mean goes into it.": _batched(
-            kept=lambda x, m, v: (m, 0.9 * v + 0.1 * x.var(0))
-        ),
-        "The running mean and the running variance are exchanged in what you return.": lambda x, m, v, t: (
-            batch_norm_step(x, m, v, t)[0],
-            *batch_norm_step(x, m, v, t)[:0:-1],
-        ),
-        "epsilon is missing under the root: 1e-5.": _batched(root=lambda v: v.sqrt()),
-        "epsilon stands under the root, with the variance.": _batched(root=lambda v: v.sqrt() + 1e-5),
         "You divide by the variance. Divide by its square root.": _batched(root=lambda v: v + 1e-5),
         "You put the standard deviation into the running variance. Put the variance.": _batched(
             kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), 0.9 * v + 0.1 * x.std(0))
         ),
         "You return the normalised batch alone. Return three things: the batch, the running mean, the "
         "running variance.": lambda x, m, v, t: batch_norm_step(x, m, v, t)[0],
-        "The running variance does not change in training. A tenth of the batch's variance goes into "
-        "it.": _batched(kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), v)),
+        "One of the running statistics does not change in training: the variance.": _batched(
+            kept=lambda x, m, v: (0.9 * m + 0.1 * x.mean(0), v)
+        ),
+        "You take one mean and one variance of the whole batch. Each of the C numbers has its own.": _batched(
+            lambda x, m, v: (x.mean(), x.var(unbiased=False)),
+            lambda x, m, v: (0.9 * m + 0.1 * x.mean(), 0.9 * v + 0.1 * x.var()),
+        ),
+        "epsilon is missing: add 1e-5 to the variance, under the root.": _batched(root=Tensor.sqrt),
+        "epsilon is missing, and the batch is normalised with B - 1: use `x.var(0, unbiased=False) + "
+        "1e-5`.": _batched(lambda x, m, v: (x.mean(0), x.var(0)), root=Tensor.sqrt),
+        "epsilon stands under the square root, with the variance.": _batched(root=lambda v: v.sqrt() + 1e-5),
+        "The old running statistics count nine tenths. You add a tenth of the batch's to all of "
+        "them.": _batched(kept=lambda x, m, v: (m + 0.1 * x.mean(0), v + 0.1 * x.var(0))),
+        "In eval mode you return the batch as it is. Normalise it with the running "
+        "statistics.": lambda x, m, v, t: batch_norm_step(x, m, v, t) if t else (x, m, v),
+        "The running statistics change in eval mode and stay in training. It is the other way "
+        "round.": lambda x, m, v, t: (
+            batch_norm_step(x, m, v, t)[0],
+            *batch_norm_step(x, m, v, not t)[1:],
+        ),
+        "The running statistics remember the batch BEFORE it is normalised.": lambda x, m, v, t: (
+            (n := batch_norm_step(x, m, v, t)[0]),
+            *batch_norm_step(n, m, v, t)[1:],
+        ),
     },
 )
 
@@ -481,6 +501,12 @@ def _pairs(seed: int) -> tuple[Tensor, float]:
     return (noise + 0.5 * torch.eye(3 + seed)).clamp(-1, 1), (0.5, 0.2, 0.4, 0.3)[seed]
 
 
+def _entropies(rows: Tensor, columns: Tensor, right: Callable = torch.arange) -> Tensor:
+    """The mean cross-entropy of two matrices of scores [B, B], and other right answers."""
+    answers = right(len(rows))
+    return (F.cross_entropy(rows, answers) + F.cross_entropy(columns, answers)) / 2
+
+
 def _logs(pairs: Tensor, temperature: float, axis: int) -> Tensor:
     """Log-probabilities of the right pairs: over the sentences (axis 1) or the images (axis 0)."""
     return (pairs / temperature).log_softmax(axis).diagonal()
@@ -496,13 +522,6 @@ check_clip_loss = Exercise(
         "and take the mean.": lambda p, t: -_logs(p, t, 0).mean(),
         "You add the two directions. Take their mean.": lambda p, t: 2 * clip_loss(p, t),
         "You multiply by the temperature. Divide by it.": lambda p, t: clip_loss(p, 1 / t),
-        "You divide the loss by the temperature. Divide the cosines.": lambda p, t: clip_loss(p, 1.0) / t,
-        "The columns (sentences) are not divided by the temperature.": lambda p, t: (
-            -(_logs(p, t, 1) + _logs(p, 1.0, 0)).mean() / 2
-        ),
-        "The rows (images) are not divided by the temperature.": lambda p, t: (
-            -(_logs(p, 1.0, 1) + _logs(p, t, 0)).mean() / 2
-        ),
         "You return both directions. Return their mean, one number.": lambda p, t: torch.stack(
             [-_logs(p, t, 1).mean(), -_logs(p, t, 0).mean()]
         ),
@@ -511,9 +530,6 @@ check_clip_loss = Exercise(
         ),
         "You take the logarithm of the mean probability. Take the mean of the logarithms.": lambda p, t: (
             -(_logs(p, t, 0).exp().mean().log() + _logs(p, t, 1).exp().mean().log()) / 2
-        ),
-        "The numbers of the right columns must be whole numbers: `torch.arange(B)`.": lambda p, t: (
-            F.cross_entropy(p / t, torch.arange(float(len(p))))
         ),
         "A yes-or-no decision for every pair is another loss. Here the sentences of a row compete in one "
         "softmax.": lambda p, t: F.binary_cross_entropy_with_logits(p / t, torch.eye(len(p))),
@@ -526,13 +542,9 @@ check_clip_loss = Exercise(
         "The mean over the pairs is missing: you return the sum.": lambda p, t: clip_loss(p, t) * len(p),
         "Return one number, the mean over the pairs.": lambda p, t: -(_logs(p, t, 0) + _logs(p, t, 1)) / 2,
         "The softmax is applied twice: `F.cross_entropy` already contains it. Give it the cosines / "
-        "temperature.": lambda p, t: (
-            (
-                F.cross_entropy((p / t).softmax(1), torch.arange(len(p)))
-                + F.cross_entropy((p / t).T.softmax(1), torch.arange(len(p)))
-            )
-            / 2
-        ),
+        "temperature.": lambda p, t: _entropies((p / t).softmax(1), (p / t).T.softmax(1)),
+        "`F.cross_entropy` already contains the softmax. Give it the cosines / temperature, and their "
+        "transpose.": lambda p, t: _entropies((p / t).softmax(1), (p / t).softmax(1).T),
         "The logarithm is missing: this is minus the mean probability of the right pairs.": lambda p, t: (
             -(_logs(p, t, 0).exp() + _logs(p, t, 1).exp()).mean() / 2
         ),
@@ -547,12 +559,28 @@ check_clip_loss = Exercise(
             -(p / t).flatten().log_softmax(0).view_as(p).diagonal().mean()
         ),
         "The right answer of every row is column 0 in your loss. Image i belongs to sentence i: "
-        "`torch.arange(B)`.": lambda p, t: (
-            (
-                F.cross_entropy(p / t, torch.zeros(len(p), dtype=torch.long))
-                + F.cross_entropy(p.T / t, torch.zeros(len(p), dtype=torch.long))
-            )
-            / 2
+        "`torch.arange(B)`.": lambda p, t: _entropies(
+            p / t, p.T / t, lambda B: torch.zeros(B, dtype=torch.long)
         ),
+        "You divide the loss by the temperature. Divide the cosines, before the softmax.": lambda p, t: (
+            _entropies(p, p.T) / t
+        ),
+        "Only one of the two directions uses the temperature: the images' choice.": lambda p, t: _entropies(
+            p / t, p.T
+        ),
+        "Only one of the two directions uses the temperature: the sentences' choice.": lambda p, t: (
+            _entropies(p, p.T / t)
+        ),
+        "For the second direction transpose the matrix. The right answers stay as they are.": lambda p, t: (
+            (_entropies(p / t, p / t) + _entropies(p / t, p / t, lambda B: torch.arange(B).flip(0))) / 2
+        ),
+        "They are cosines already: nothing has to be normalised.": lambda p, t: _entropies(
+            F.normalize(p, dim=-1) / t, F.normalize(p, dim=-1).T / t
+        ),
+        "Columns are counted from 0: the right answers are 0 to B - 1.": lambda p, t: _entropies(
+            p / t, p.T / t, lambda B: torch.arange(1, B + 1)
+        ),
+        "The second argument of `F.cross_entropy` holds the numbers of the right columns, as whole numbers: "
+        "`torch.arange(B)`.": lambda p, t: F.cross_entropy(p / t, p.diagonal()),
     },
 )

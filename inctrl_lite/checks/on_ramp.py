@@ -142,6 +142,11 @@ check_probabilities = Exercise(
         "divide the difference, `(scores - largest) / T`; then take exp.": lambda s, t: (
             s.exp() / s.exp().sum(-1, keepdim=True)
         ),
+        "`scores - largest / T` divides only the largest score by the temperature. Put the difference in "
+        "brackets.": lambda s, t: (
+            (s - s.amax(-1, keepdim=True) / t).exp()
+            / (s - s.amax(-1, keepdim=True) / t).exp().sum(-1, keepdim=True)
+        ),
         "The exponential is missing: this divides the scores by their sum.": lambda s, t: (
             (s / t) / (s / t).sum(-1, keepdim=True)
         ),
@@ -451,6 +456,22 @@ check_batch_norm_step = Exercise(
         "You normalise each image by its own mean and variance (LayerNorm). BatchNorm normalises each number "
         "over the batch: axis 0.": _batched(
             lambda x, m, v: (x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False))
+        ),
+        "You take one mean and one variance of the whole matrix. Each of the C numbers has its own: axis "
+        "0.": _batched(lambda x, m, v: (x.mean(), x.var(unbiased=False))),
+        "The running statistics have the shape [B]: you take those of each image. BatchNorm takes them over "
+        "the batch: axis 0.": _batched(
+            lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)),
+            lambda x, m, v: (0.9 * m + 0.1 * x.mean(-1), 0.9 * v + 0.1 * x.var(-1)),
+        ),
+        "In training you use the standard deviation where the variance should be, and it divides by B - "
+        "1.": _batched(lambda x, m, v: (x.mean(0), x.std(0))),
+        "The running mean does not change in training. A tenth of the batch's mean goes into it.": _batched(
+            kept=lambda x, m, v: (m, 0.9 * v + 0.1 * x.var(0))
+        ),
+        "The running mean and the running variance are exchanged in what you return.": lambda x, m, v, t: (
+            batch_norm_step(x, m, v, t)[0],
+            *batch_norm_step(x, m, v, t)[:0:-1],
         ),
         "You divide by the variance. Divide by its square root.": _batched(root=lambda v: v + 1e-5),
         "You put the standard deviation into the running variance. Put the variance.": _batched(

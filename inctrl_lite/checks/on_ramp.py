@@ -102,14 +102,12 @@ def _scores(seed: int) -> tuple[Tensor, float]:
 def _about_rows(case: tuple, result: object, right: Tensor) -> str | None:
     if not isinstance(result, Tensor) or result.shape != right.shape:
         return None
-    if result.isnan().any():
-        return "returns nan for scores in the hundreds. Subtract the largest score of EACH ROW before exp"
     sums = result.sum(-1)
     wrong = (sums - 1).abs() > 1e-4
     if not wrong.any():
         return None
     row = int(wrong.int().argmax())
-    return f"row {row} of your result sums to {sums[row]:.3g}. Each row should sum to 1"
+    return f"row {row} of your result sums to {sums[row]:.4g}. Each row should sum to 1"
 
 
 check_probabilities = Exercise(

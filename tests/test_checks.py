@@ -211,6 +211,11 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             lambda s, t: (s / t).softmax(-1) * torch.linspace(1, 2, len(s))[:, None],
             "row 1 of your result sums to 2. Each row should sum to 1",
         ),
+        (
+            checks.check_probabilities,
+            lambda s, t: (s.double() / t).exp() / (s.double() / t).exp().sum(-1, keepdim=True),
+            "nan for scores in the hundreds",
+        ),
         (checks.check_final_score, lambda *a: a[2].amax(1) @ a[3], r"patch_map \[B, N\] = \[3, 10\]"),
     ],
 )

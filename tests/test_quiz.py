@@ -62,6 +62,7 @@ def test_texts_are_clean(questions):
         for text in (question.text, *(t for option in question.options for t in (option.text, option.why))):
             assert text == text.strip() and "  " not in text and "\n" not in text, text
             assert text.count("`") % 2 == 0 and text.count("$") % 2 == 0, text
+            assert "*" not in text, text  # there is no emphasis
             assert not re.search(r"[\x00-\x1f]", text), text  # "\t" and "\b" of a formula in a basic string
 
 

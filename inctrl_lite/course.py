@@ -141,7 +141,8 @@ def lessons() -> Path:
     Raises:
         InctrlError: this installation has no lessons.
     """
-    folders = [Path(__file__).parents[1] / "notebooks"]
+    beside = Path(__file__).parents[1]
+    folders = [beside / "notebooks", beside / "share" / "inctrl_lite" / "notebooks"]  # pip install --target
     try:
         listed = files("inctrl-lite") or []
     except PackageNotFoundError:

@@ -527,25 +527,39 @@ def benchmark(
         raise InctrlError(f"{len(run.failed)} failed:\n  " + "\n  ".join(run.failed))
 
 
-course_app = typer.Typer(no_args_is_help=True, help="For teachers: hand out the notebooks, or solve them.")
+course_app = typer.Typer(
+    no_args_is_help=True, help="Get the lessons; for teachers: hand them out, or solve them."
+)
 app.add_typer(course_app, name="course")
-Notebooks = Annotated[Path, typer.Option(help="The repository's notebooks/ folder.")]
+Notebooks = Annotated[Path | None, typer.Option(help="A folder of notebooks; without it, the lessons.")]
+
+
+@course_app.command("get")
+def course_get(folder: Annotated[Path, typer.Argument()] = Path("inctrl_lite_course")) -> None:
+    """Copy the lessons into a folder; a file that is there already is kept as it is."""
+    from inctrl_lite.course import lay_out
+
+    written, kept = lay_out(folder)
+    for path in kept:
+        print(f"kept as it is: {path}")
+    print(f"{folder}: {len(written)} lessons copied, {len(kept)} kept")
+    print(f"open them with: jupyter lab {folder}")
 
 
 @course_app.command("zip")
-def course_zip(out: Path = Path("course.zip"), notebooks: Notebooks = Path("notebooks")) -> None:
+def course_zip(out: Path = Path("course.zip"), notebooks: Notebooks = None) -> None:
     """Pack the notebooks for students: no outputs, exercises open."""
-    from inctrl_lite.course import student_zip
+    from inctrl_lite.course import lessons, student_zip
 
-    print(student_zip(notebooks, out))
+    print(student_zip(notebooks or lessons(), out))
 
 
 @course_app.command("solve")
-def course_solve(out: Path = Path("solved"), notebooks: Notebooks = Path("notebooks")) -> None:
+def course_solve(out: Path = Path("solved"), notebooks: Notebooks = None) -> None:
     """Write solved versions, with the answer keys in place of the stubs."""
-    from inctrl_lite.course import solve
+    from inctrl_lite.course import lessons, solve
 
-    for path in solve(notebooks, out):
+    for path in solve(notebooks or lessons(), out):
         print(path)
 
 

@@ -16,6 +16,7 @@ import textwrap
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, files
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # The line that an exercise in a notebook holds until the student replaces it. `solve` puts the answer key in
 # its place.
 UNANSWERED = "raise NotImplementedError"
+FIRST = "00_tour.ipynb"  # where it is, the other lessons are
 FULL, DATA, MODEL = "INCTRL_LITE_FULL", "INCTRL_LITE_DATA", "INCTRL_LITE_MODEL"
 
 # Procedural world -> the real data set that replaces it in full mode.
@@ -128,6 +130,50 @@ def begin(seed: int = 0) -> Lab:
         f"{torch.__version__.partition('+')[0]}, {lab.device.type} ({what})"
     )
     return lab
+
+
+# --- the lessons themselves ---------------------------------------------------------------------------
+
+
+def lessons() -> Path:
+    """The folder with the lessons: the repository's `notebooks`, or what an installed wheel brought along.
+
+    Raises:
+        InctrlError: this installation has no lessons.
+    """
+    beside = Path(__file__).parents[1]
+    folders = [beside / "notebooks", beside / "share" / "inctrl_lite" / "notebooks"]  # pip install --target
+    try:
+        listed = files("inctrl-lite") or []
+    except PackageNotFoundError:
+        listed = []
+    folders += [Path(file.locate()).parent for file in listed if file.match(f"notebooks/{FIRST}")]
+    for folder in folders:
+        if (folder / FIRST).exists():
+            return folder.resolve()
+    raise InctrlError(
+        "this installation has no lessons: install the wheel, or work in a clone of the repository"
+    )
+
+
+def lay_out(out: str | Path) -> tuple[list[Path], list[Path]]:
+    """Copy the lessons into a folder. A file that is there already is never overwritten.
+
+    Returns:
+        The files that were written, and those that were kept.
+
+    Raises:
+        InctrlError: this installation has no lessons.
+    """
+    written: list[Path] = []
+    kept: list[Path] = []
+    for path in _notebooks(lessons()):
+        target = Path(out) / path.name
+        if target.exists():
+            kept.append(target)
+        else:
+            written.append(write_text(target, path.read_text(encoding="utf-8")))
+    return written, kept
 
 
 # --- for teachers ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from importlib.metadata import PackagePath, PathDistribution
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ needs_notebooks = pytest.mark.skipif(
 
 
 def write_notebook(folder: Path, *cells: str) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"cells": [{"cell_type": "code", "source": [c], "metadata": {}, "outputs": []} for c in cells]}
     path = folder / "00_one.ipynb"
     path.write_text(json.dumps(content))
@@ -88,3 +89,30 @@ def test_what_cannot_be_solved_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(InctrlError, match="no notebooks in"):
         course.student_zip(tmp_path, tmp_path / "x.zip")
+
+
+@needs_notebooks
+def test_get_copies_the_lessons_and_keeps_a_students_work(tmp_path):
+    mine = tmp_path / "00_tour.ipynb"
+    mine.write_text("my answers")
+    written, kept = course.lay_out(tmp_path)
+    assert kept == [mine] and mine.read_text() == "my answers"
+    assert {path.name for path in (*written, mine)} == {path.name for path in NOTEBOOKS.glob("*.ipynb")}
+    for path in written:
+        assert path.read_bytes() == (NOTEBOOKS / path.name).read_bytes()
+    assert course.lay_out(tmp_path)[0] == []
+
+
+def test_an_installed_wheel_knows_where_its_lessons_are(tmp_path, monkeypatch):
+    """Outside the repository they are found through the list of installed files."""
+    write_notebook(tmp_path / "share" / "notebooks", "1 + 1").rename(
+        tmp_path / "share/notebooks/00_tour.ipynb"
+    )
+    file = PackagePath("share/notebooks/00_tour.ipynb")
+    file.dist = PathDistribution(tmp_path / "inctrl_lite-1.dist-info")
+    monkeypatch.setattr(course, "__file__", str(tmp_path / "site" / "inctrl_lite" / "course.py"))
+    monkeypatch.setattr(course, "files", lambda name: [PackagePath("inctrl_lite/course.py"), file])
+    assert course.lessons() == tmp_path / "share" / "notebooks"
+    monkeypatch.setattr(course, "files", lambda name: None)
+    with pytest.raises(InctrlError, match="this installation has no lessons"):
+        course.lessons()

@@ -231,6 +231,22 @@ def upload(area: Locator, folder: Path) -> None:
     expect(area).to_contain_text("notes.png: not an image that can be read")
 
 
+def answer_the_quiz(page: Page, picture: Path) -> None:
+    """Open an option by keyboard: it says why; formulas are typeset, and nothing raw is left."""
+    sources = [cell["source"] for cell in page.evaluate(CELLS)]
+    index = next(i for i, source in enumerate(sources) if "quiz.show(" in "".join(source))
+    page.evaluate(SCROLL, index)
+    quiz = page.locator(f'[data-windowed-list-index="{index}"] .inctrl-quiz')
+    option = quiz.locator("details").first
+    expect(option.locator("div")).to_be_hidden()
+    press(option.locator("summary"), "Enter")
+    expect(option.locator("div")).to_be_visible()
+    expect(option.locator("div")).to_contain_text(re.compile(r"Right\.|Not quite\."))
+    expect(quiz.locator("mjx-container")).to_have_count(quiz.locator(".math").count())
+    expect(quiz).not_to_contain_text("\\(")
+    page.screenshot(path=picture)
+
+
 def use_every_widget(page: Page, cells: list[int], folder: Path, key: str) -> None:
     """Without an error in the page (those of the applications' own start are not ours)."""
     errors = []
@@ -254,6 +270,7 @@ def test_in_jupyterlab(page, server, name, tmp_path):
     cells = run_all(page, f"{url}/lab/tree/{name}.ipynb?token={token}&reset")
     assert cells
     use_every_widget(page, cells, tmp_path, key="ArrowLeft")
+    answer_the_quiz(page, tmp_path / "quiz.png")
 
 
 @pytest.mark.skipif(not find_spec("notebook"), reason='needs notebook: pip install -e ".[browser]"')
@@ -261,3 +278,4 @@ def test_in_notebook_7(page, server, tmp_path):
     url, token = server
     cells = run_all(page, f"{url}/notebooks/{ALL[1]}.ipynb?token={token}")
     use_every_widget(page, cells, tmp_path, key="Home")  # arrows go from cell to cell there
+    answer_the_quiz(page, tmp_path / "quiz.png")

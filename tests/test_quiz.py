@@ -66,6 +66,13 @@ def test_texts_are_clean(questions):
             assert not re.search(r"[\x00-\x1f]", text), text  # "\t" and "\b" of a formula in a basic string
 
 
+def test_an_option_is_more_than_a_formula(questions):
+    """A screen reader announces an option by its words; MathJax hides its glyphs from it."""
+    for question in questions:
+        for option in question.options:
+            assert re.sub(r"\$[^$]+\$", "", option.text).strip(), option.text
+
+
 def test_what_is_shown():
     """One <details> for each option; code and formulas survive, all else is escaped; no script."""
     option = quiz.Option("a < b & `x < y`", True, r"since $\frac{a}{b} < 1$ and <b>")
@@ -101,6 +108,9 @@ def test_each_lesson_shows_its_quiz_before_its_recap(path):
     shows = [i for i, s in enumerate(sources) if cells[i]["cell_type"] == "code" and "quiz.show(" in s]
     assert len(shows) == 1
     assert ast.unparse(ast.parse(sources[shows[0]]).body[-1]) == f"quiz.show('{number(path)}')"
+    formulas = "$" in "".join(o.why + o.text for q in quiz.show(number(path)).questions for o in q.options)
+    lesson = "".join(s for s, cell in zip(sources, cells, strict=True) if cell["cell_type"] == "markdown")
+    assert not formulas or "$" in lesson  # the site loads MathJax only where a lesson has formulas
     assert "## Check yourself\n" in sources[shows[0] - 1]
     assert sources[shows[0] + 1].startswith("## Common mistakes\n")
 

@@ -385,7 +385,7 @@ class AnomalyDetector:
         """(score, terms, map) of each picture: those of the tile with the largest score."""
         if fitted.view.count == 1:
             scores = self._score(encoder.encode(inputs[:, 0].to(self.device)), fitted, [0])
-            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [B, h, w]
+            maps = scores.heat_map.unflatten(-1, fitted.support.map_grid).numpy()  # [B, h, w]
             for i, patch_map in enumerate(maps):
                 yield (
                     scores.final[i].item(),
@@ -400,7 +400,7 @@ class AnomalyDetector:
             ]
             scores = Scores.cat(parts)
             worst = int(scores.final.argmax())
-            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [T, h, w]
+            maps = scores.heat_map.unflatten(-1, fitted.support.map_grid).numpy()  # [T, h, w]
             terms = {k: v[worst].item() for k, v in scores.terms.items()}
             yield scores.final[worst].item(), terms, fitted.view.stitch(maps)
 

@@ -23,7 +23,7 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import compare
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import leave_two_out_maps
+from inctrl_lite.residual import leave_two_out_maps, normal_residual_statistics
 from inctrl_lite.support import SupportSet
 from inctrl_lite.view import View
 from inctrl_lite.viz import colour_range
@@ -189,7 +189,7 @@ def fit_category(
     copies = augmentation_count(max(1, len(sources) - 1)) if model.head.augments_support else 0
     normals = encode_normals(encoder, category, sources, view, copies, any_rotation, skipped)
     text = text_prototypes(encoder.backbone, category) if model.head.needs_text else None
-    supports, scores = [], []
+    supports, scores, drawn = [], [], []
     for tile in range(view.count):
         features, augmented, more = normals.of_tile(tile, view)
         support = model.support(features, augmented, more)
@@ -197,17 +197,17 @@ def fit_category(
             support = replace(
                 SupportSet.of(features, augmented, more=more), normal_level=support.normal_level
             )
+        drawn.append(map_statistics(model, features, support, text))  # [N, 2]
         scores.append(leave_one_out_scores(model, features, augmented, more, text))  # [K]
         if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
             support = replace(support, stages=features.stages, regions=features.regions)
         supports.append(replace(support, normal_maps=None))
     support = SupportSet.stack(supports)  # [T, ...]
-    statistics = support.normal_statistics
     return FittedCategory(
         support=support,
         text=text,
         view=view,
-        limits=(0.0, 1.0) if statistics is None else colour_range(statistics.flatten(0, 1)),
+        limits=colour_range(torch.cat(drawn)),
         names=normals.names,
         fingerprints=normals.digests,
         **first_threshold([max(of_image) for of_image in zip(*scores, strict=True)]),
@@ -304,6 +304,25 @@ def _first_size(
             if skipped is None:
                 raise
     return 1, 1  # none can be read; `fit_category` says so
+
+
+@torch.inference_mode()
+def map_statistics(
+    model: InCTRL, features: ImageFeatures, support: SupportSet, text: Float[Tensor, "2 D"] | None
+) -> Float[Tensor, "N 2"]:
+    """Mean and standard deviation at each patch of the maps that normal images get, for their colours.
+
+    Args:
+        features: of the K normal images.
+        support: made of them, with statistics.
+        text: text prototypes.
+    """
+    if model.head.learns_from_masks and support.normal_maps is not None:
+        pixel_map = model.head(compare(features, support, text, support.normal_maps)).pixel_map
+        if pixel_map is not None:
+            return normal_residual_statistics(pixel_map, support.map_grid)
+    assert support.normal_statistics is not None
+    return support.normal_statistics
 
 
 @torch.inference_mode()

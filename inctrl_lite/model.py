@@ -43,10 +43,10 @@ class InCTRL(
         embed_dim: D of the global embedding (640 for ViT-B/16+).
         num_patches: N of the residual map (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
         head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "prior" (InCTRL-lite for a backbone without
-            text encoder).
+            text encoder), or "v2" (InCTRLv2).
         backbone: arguments of `load_backbone` for the backbone it is trained on, saved along.
         terms: which terms the score is made of; None: all. Fewer are for ablations.
-        stage_widths: C of each stage; only the "prior" head needs it.
+        stage_widths: C of each stage; the heads "prior" and "v2" need it.
 
     Raises:
         InctrlError: unknown head or term.

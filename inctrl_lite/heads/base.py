@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
+from inctrl_lite.losses import Targets
 from inctrl_lite.support import SupportSet
 
 TERMS = ("text", "image", "patch")
@@ -27,6 +28,8 @@ class Head(nn.Module, ABC):
         loss_on_logits: the focal loss passes its scores through a second sigmoid, as the public code does.
         all_terms: the terms that this kind of head has.
         any_grid: it works on a residual map of any size.
+        learns_from_masks: its losses compare maps with masks.
+        terms_without_text: its terms for a backbone without text encoder; None where it needs one.
     """
 
     needs_statistics: ClassVar[bool] = False
@@ -34,6 +37,8 @@ class Head(nn.Module, ABC):
     loss_on_logits: ClassVar[bool] = False
     all_terms: ClassVar[tuple[str, ...]] = TERMS
     any_grid: ClassVar[bool] = False
+    learns_from_masks: ClassVar[bool] = False
+    terms_without_text: ClassVar[tuple[str, ...] | None] = None
     terms: tuple[str, ...]
 
     @property
@@ -78,6 +83,25 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, evidence: Evidence) -> Scores:
         """Scores of B queries, each in (0, 1); `Scores` says what each term is."""
+
+    def losses(
+        self,
+        evidence: Evidence,
+        scores: Scores,
+        targets: Targets,
+        focal: Callable[[Tensor, Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """The parts of the training loss by name; their sum is what training makes small.
+
+        Args:
+            evidence, scores: what was compared, and what the head said of it.
+            targets: what it should have said.
+            focal: the focal loss of scores and labels.
+        """
+        found = {"final": focal(scores.final, targets.labels)}
+        if "image" in self.terms:
+            found["image"] = focal(given(scores.image, "an image score"), targets.labels)
+        return found
 
 
 def given(tensor: Tensor | None, what: str) -> Tensor:

@@ -367,7 +367,10 @@ def train(
     ] = None,
     head: Annotated[
         str,
-        typer.Option(help="'paper' (InCTRL), 'lite' (InCTRL-lite), or 'prior' (InCTRL-lite without text)."),
+        typer.Option(
+            help="'paper' (InCTRL), 'lite' (InCTRL-lite), 'prior' (InCTRL-lite without text), or 'v2' "
+            "(InCTRLv2, which also learns a map, from masks)."
+        ),
     ] = "paper",
     shots: Shots = 4,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
@@ -430,7 +433,8 @@ def evaluate(
 ) -> None:
     """AUROC and AP of a trained model by category: mean and standard deviation over the draws.
 
-    Where the data set has masks, also pixel AUROC and AUPRO of the residual map.
+    Where the data set has masks, also pixel AUROC and AUPRO of the map: the residual map, or InCTRLv2's pixel
+    map.
     """
     import pandas as pd
 

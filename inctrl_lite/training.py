@@ -28,8 +28,8 @@ from inctrl_lite.data.images import load_mask, picture_size
 from inctrl_lite.device import ProcessGroup, process_group
 from inctrl_lite.encoder import in_threads
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.losses import Targets, focal_loss
 from inctrl_lite.heads import HEADS
+from inctrl_lite.losses import Targets, focal_loss
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.runs import Record, TrainingRun
@@ -116,8 +116,8 @@ def train(
         progress: show progress bars.
 
     Returns:
-        The model in eval mode, and one record a step: "step" (from 0), "loss" and its parts (`Head.losses`; of
-        InCTRL "final" and "image"), "gradient" (norm), "lr", "seconds".
+        The model in eval mode, and one record a step: "step" (from 0), "loss" and its parts (`Head.losses`;
+        of InCTRL "final" and "image"), "gradient" (norm), "lr", "seconds".
 
     Raises:
         InctrlError: unfit data or config, another run in `out`, an `out` that cannot be written, or a loss

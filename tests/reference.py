@@ -269,7 +269,9 @@ def focal(p, mask):
 
 def v2_losses(scores, labels, masks, known):
     """Losses of B queries. Maps and masks are rows: maps of N patches, masks of W pixels."""
-    found = {"final": sum(focal([s["final"]], [y]) for s, y in zip(scores, labels, strict=True)) / len(labels)}
+    found = {
+        "final": sum(focal([s["final"]], [y]) for s, y in zip(scores, labels, strict=True)) / len(labels)
+    }
     normal = [not label for label in labels]
     for name, kind, chosen in (("dasl", "discriminative", known), ("oasl", "one_class", normal)):
         rows = [i for i, take in enumerate(chosen) if take]

@@ -1,4 +1,4 @@
-"""InCTRLv2: equal to the slow reference, gradients only where they belong, masks, files, and the pixel map."""
+"""InCTRLv2: equal to the slow reference, gradients only where they belong, masks, files, the pixel map."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,8 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import small_cnn
 from reference import dice, focal, stretched, v2_losses, v2_scores
-from test_detector_file import cnn  # noqa: F401 (a fixture)
 from test_model import WIDTHS, B, D, K, N, features
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
@@ -251,7 +251,8 @@ def test_masks_come_at_the_size_of_the_input(small_backbone, small_categories):
     assert masks[1].float().mean().item() == pytest.approx(share, abs=0.02)
 
 
-def test_without_a_text_encoder_the_prototypes_are_learned(cnn):
+def test_without_a_text_encoder_the_prototypes_are_learned():
+    cnn = small_cnn()
     head = new_model(cnn, CONFIG).head
     assert head.terms == ("image", "patch") and head.prototypes.shape == (2, cnn.embed_dim)
     assert len(head.discriminative.layers) == len(cnn.stage_widths)
@@ -277,7 +278,9 @@ def test_a_detectors_map_is_the_pixel_map_also_from_a_file(run, small_backbone, 
     statistics = (scores.pixel_map.mean(), detector.categories[category.name].support.normal_statistics)
     assert low < high and abs(low - statistics[0]) < abs(statistics[1][..., 0].mean() - statistics[0])
     detector.save(tmp_path / "v2.inctrl")
-    again = AnomalyDetector.load(tmp_path / "v2.inctrl", backbone=small_backbone, device="cpu").predict(images)
+    again = AnomalyDetector.load(tmp_path / "v2.inctrl", backbone=small_backbone, device="cpu").predict(
+        images
+    )
     for one, other in zip(found, again, strict=True):
         assert one.score == other.score and np.array_equal(one.patch_map, other.patch_map)
 
@@ -295,7 +298,10 @@ def test_the_benchmarks_method_trains_like_the_library(small_backbone, small_cat
     auxiliary = Auxiliary(small_categories, small_backbone, store, steps=20, batches=4)
     method = METHODS["InCTRLv2"].make().train(auxiliary)
     category = small_categories[0]
-    normals, queries = Images(category.train[:2], small_backbone, store), Images(category.test, small_backbone)
+    normals, queries = (
+        Images(category.train[:2], small_backbone, store),
+        Images(category.test, small_backbone),
+    )
     answer = method.fit(normals, category.name).score(queries)
     scores = method.model.head(compare(queries.features, SupportSet.of(normals.features), method.text))
     assert torch.allclose(answer.maps, scores.pixel_map, atol=1e-6)

@@ -485,7 +485,7 @@ def blocks() -> dict[Path, dict[str, str]]:
     marks = {"verdict": verdict(table)}
     for number, (tower, sets, auxiliary, _) in enumerate(PANELS, 1):
         recorded = len(rows_of(table, tower, sets, V2, auxiliary)) > 0
-        marks[f"panel {number}"] = panel_table(table, tower, sets, auxiliary) if recorded else "Not recorded."
+        marks[f"panel_{number}"] = panel_table(table, tower, sets, auxiliary) if recorded else "Not recorded."
     return {ROOT / "book" / "inctrl_v2.md": marks}
 
 

@@ -248,7 +248,15 @@ def score(
         Path | None, typer.Option(help="A file that `inctrl-lite fit` wrote, in place of --normals.")
     ] = None,
     out: Out = Path("inctrl-scores"),
-    shots: Shots = 4,
+    shots: Annotated[
+        int,
+        typer.Option(
+            "--shots",
+            "-k",
+            min=0,
+            help="K: how many normal images are given. 0, without --normals: the model's prior alone (weak).",
+        ),
+    ] = 4,
     category: CategoryOfMany = None,
     seed: Seed = 0,
     model: Model = "photo",
@@ -295,8 +303,11 @@ def score(
     from inctrl_lite.engine import with_engine
     from inctrl_lite.scoring import score_categories, score_folder, score_queries
 
-    if (normals is None) == (detector is None):
+    alone = normals is None and detector is None and shots == 0
+    if not alone and (normals is None) == (detector is None):
         raise typer.BadParameter("give either --normals (to fit now) or --detector (a file from fit)")
+    if normals is not None and shots == 0:
+        raise typer.BadParameter("0 shots use no normal images: leave --normals out")
     view = _view(region, tiles, any_rotation, keep_aspect, bits)
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -306,7 +317,7 @@ def score(
         "maps": maps,
         "limits": None if limits is None else _two_numbers(limits),
     }
-    if normals is not None:
+    if normals is not None or alone:
         if watch:
             raise typer.BadParameter("--watch needs --detector: fit once, then watch")
         result = score_folder(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inctrl_lite.augment import augmentation_count, rotated_copies
-from inctrl_lite.backbones.base import ImageFeatures
+from inctrl_lite.backbones.base import Backbone, ImageFeatures
 from inctrl_lite.data.images import fingerprint, load_image, picture_size
 from inctrl_lite.encoder import Encoder, batched, in_threads
 from inctrl_lite.errors import InctrlError
@@ -36,7 +36,8 @@ class FittedCategory:
     """What `fit` keeps of a category. Everything in it is frozen.
 
     Attributes:
-        support: the K encoded normal images, one support set for each of T tiles: tensors [T, ...].
+        support: the K encoded normal images, one support set for each of T tiles: tensors [T, ...]; None
+            where no normal image is known (K = 0).
         text: text prototypes [2, D], or None for a model without text.
         view: what is looked at in a picture.
         limits: residuals that are drawn darkest and brightest.
@@ -49,7 +50,7 @@ class FittedCategory:
         fingerprints: digests of their pixels, in the same order.
     """
 
-    support: SupportSet
+    support: SupportSet | None
     text: Tensor | None
     view: View
     limits: tuple[float, float]
@@ -63,16 +64,30 @@ class FittedCategory:
     @property
     def shots(self) -> int:
         """K."""
-        return self.support.shots
+        return 0 if self.support is None else self.support.shots
+
+    @property
+    def known_support(self) -> SupportSet:
+        """The support set.
+
+        Raises:
+            InctrlError: there are no normal images (K = 0).
+        """
+        if self.support is None:
+            raise InctrlError("no normal images were given (K = 0), and this needs some: fit one or more")
+        return self.support
 
     def support_of(self, tiles: Sequence[int]) -> SupportSet:
         """What some tiles are compared with: one support set for all queries, or one for each tile.
 
         Tiles are compared with the tiles around them too, so that a picture may be shifted a little.
+
+        Raises:
+            InctrlError: there are no normal images (K = 0).
         """
         if self.view.count == 1:
-            return self.support[0]
-        return self.support.with_neighbours(tiles, self.view.neighbours())
+            return self.known_support[0]
+        return self.known_support.with_neighbours(tiles, self.view.neighbours())
 
     @property
     def tiles_at_once(self) -> int:
@@ -211,6 +226,22 @@ def fit_category(
         names=normals.names,
         fingerprints=normals.digests,
         **first_threshold([max(of_image) for of_image in zip(*scores, strict=True)]),
+    )
+
+
+def without_normals(model: InCTRL, backbone: Backbone, category: str) -> FittedCategory:
+    """A category of which no normal image is known (K = 0); see `AnomalyDetector.fit_without_normals`."""
+    return FittedCategory(
+        support=None,
+        text=text_prototypes(backbone, category) if model.head.needs_text else None,
+        view=View.of(backbone.preprocessor, backbone.preprocessor.size[::-1]),
+        limits=(0.0, 1.0),
+        normal_scores=(),
+        threshold=None,
+        threshold_source="none: no normal images were given (K = 0)",
+        expected_rate=None,
+        names=(),
+        fingerprints=(),
     )
 
 

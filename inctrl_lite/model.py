@@ -101,6 +101,10 @@ class InCTRL(
         """
         return self.head(self.compare(query, support, text))
 
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None = None) -> Scores:
+        """Scores where no normal image is known (K = 0); see `Head.without_normals`."""
+        return self.head.without_normals(query, text)
+
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:  # type: ignore[override]  # fewer options
         """A trained model from a folder written by `save_pretrained`, or from the Hugging Face Hub.

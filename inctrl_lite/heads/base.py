@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from inctrl_lite.backbones.base import ImageFeatures
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
 from inctrl_lite.losses import Targets
+from inctrl_lite.residual import text_cosines, text_score
 from inctrl_lite.support import SupportSet
 
 TERMS = ("text", "image", "patch")
@@ -45,6 +48,11 @@ class Head(nn.Module, ABC):
     def needs_text(self) -> bool:
         """Whether it uses the text prototypes."""
         return "text" in self.terms
+
+    @property
+    def text_scale(self) -> float | Tensor:
+        """Factor of the cosines in the text score; the public code's constant."""
+        return 100.0
 
     @classmethod
     def build(
@@ -79,6 +87,25 @@ class Head(nn.Module, ABC):
     def normal_level(self, support: SupportSet) -> Float[Tensor, " 1"] | None:
         """What the head expects of a normal image, from one support set; None where it needs nothing."""
         return None
+
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None) -> Scores:
+        """Scores of B queries where no normal image is known (K = 0): the prior alone, which is weak.
+
+        Here the text score; the maps are 0, because there is nothing to be unlike.
+
+        Args:
+            query: features of the queries.
+            text: text prototypes of the category.
+
+        Raises:
+            InctrlError: the head has no prior.
+        """
+        if "text" not in self.terms:
+            raise InctrlError("this head compares queries with normal images: give one or more")
+        cosines = text_cosines(query.global_embedding, given(text, "text prototypes"))
+        score = text_score(cosines, self.text_scale)
+        blank = score.new_zeros(len(score), math.prod(query.map_grid))
+        return Scores(score, patch_map=blank, patch=torch.zeros_like(score), text=score)
 
     @abstractmethod
     def forward(self, evidence: Evidence) -> Scores:

@@ -12,14 +12,14 @@ embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inctrl_lite.backbones.base import Stage
+from inctrl_lite.backbones.base import ImageFeatures, Stage
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
 from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, given
@@ -200,6 +200,20 @@ class V2Head(Head):
                 average(residuals, discriminative), average(residuals, one_class), self.config.beta
             ),
         )
+
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None) -> Scores:
+        """The text score, or without text the map's largest value; and the blend of the semantic maps."""
+        prototypes = self.prototypes if text is None or not self.needs_text else text
+        prototypes = prototypes.expand(len(query), 2, -1)
+        discriminative, one_class = (
+            semantic_map(query.stages, adapter, prototypes, query.map_grid, self.config.scale)
+            for adapter in (self.discriminative, self.one_class)
+        )
+        blended = blend(discriminative, one_class, self.config.beta)
+        if self.needs_text:
+            return replace(super().without_normals(query, text), pixel_map=blended)
+        blank = torch.zeros_like(blended)
+        return Scores(blended.amax(-1), patch_map=blank, patch=blank.amax(-1), pixel_map=blended)
 
     def losses(
         self,

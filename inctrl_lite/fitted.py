@@ -20,7 +20,7 @@ from inctrl_lite.backbones.base import Backbone, ImageFeatures
 from inctrl_lite.data.images import fingerprint, load_image, picture_size
 from inctrl_lite.encoder import Encoder, batched, in_threads
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.evidence import compare
+from inctrl_lite.evidence import Scores
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.residual import leave_two_out_maps, normal_residual_statistics
@@ -212,8 +212,12 @@ def fit_category(
             support = replace(
                 SupportSet.of(features, augmented, more=more), normal_level=support.normal_level
             )
-        drawn.append(map_statistics(model, features, support, text))  # [N, 2]
-        scores.append(leave_one_out_scores(model, features, augmented, more, text))  # [K]
+        left_out = leave_one_out(model, features, augmented, more, text)
+        scores.append([found.final.item() for found in left_out])  # [K]
+        if not left_out and model.head.learns_from_masks:  # a single image: what it gets beside itself
+            with torch.inference_mode():
+                left_out = [model.head(model.compare(features, support, text, support.normal_maps))]
+        drawn.append(map_statistics(left_out, support))  # [N, 2]
         if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
             support = replace(support, stages=features.stages, regions=features.regions)
         supports.append(replace(support, normal_maps=None))
@@ -338,33 +342,14 @@ def _first_size(
 
 
 @torch.inference_mode()
-def map_statistics(
-    model: InCTRL, features: ImageFeatures, support: SupportSet, text: Float[Tensor, "2 D"] | None
-) -> Float[Tensor, "N 2"]:
-    """Mean and standard deviation at each patch of the maps that normal images get, for their colours.
-
-    Args:
-        features: of the K normal images.
-        support: made of them, with statistics.
-        text: text prototypes.
-    """
-    if model.head.learns_from_masks and support.normal_maps is not None:
-        pixel_map = model.head(compare(features, support, text, support.normal_maps)).pixel_map
-        if pixel_map is not None:
-            return normal_residual_statistics(pixel_map, support.map_grid)
-    assert support.normal_statistics is not None
-    return support.normal_statistics
-
-
-@torch.inference_mode()
-def leave_one_out_scores(
+def leave_one_out(
     model: InCTRL,
     features: ImageFeatures,
     augmented: ImageFeatures | None,
     more: ImageFeatures | None,
     text: Float[Tensor, "2 D"] | None,
-) -> list[float]:
-    """Final score of each of K normal images against the others; [] for a single one.
+) -> list[Scores]:
+    """Scores of each of K normal images against the others; [] for a single one.
 
     Args:
         features, augmented, more: as in `SupportSet.of`.
@@ -389,6 +374,20 @@ def leave_one_out_scores(
             None if maps is None else maps[k][others],
         )
         own = None if maps is None else maps[k][k : k + 1]  # [1, L, N]
-        found = model.head(compare(features[k : k + 1], support, text, own))
-        scores.append(found.final.item())
+        scores.append(model.head(model.compare(features[k : k + 1], support, text, own)))
     return scores
+
+
+def map_statistics(left_out: Sequence[Scores], support: SupportSet) -> Float[Tensor, "N 2"]:
+    """Mean and standard deviation at each patch of the maps that normal images get, for their colours.
+
+    Args:
+        left_out: of the normal images (`leave_one_out`).
+        support: made of them, with the statistics of their residual maps, which are taken for a head whose
+            map is the residual map.
+    """
+    maps = [scores.pixel_map for scores in left_out if scores.pixel_map is not None]
+    if maps:
+        return normal_residual_statistics(torch.cat(maps), support.map_grid)
+    assert support.normal_statistics is not None
+    return support.normal_statistics

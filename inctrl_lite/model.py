@@ -84,10 +84,14 @@ class InCTRL(
         return replace(support, normal_level=self.head.normal_level(support))
 
     def compare(
-        self, query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None
+        self,
+        query: ImageFeatures,
+        support: SupportSet,
+        text: Float[Tensor, "*b 2 D"] | None = None,
+        stage_maps: Float[Tensor, "B L N"] | None = None,
     ) -> Evidence:
         """Everything that the frozen features say; see `evidence.compare`."""
-        return compare(query, support, text)
+        return compare(query, support, text, stage_maps)
 
     def forward(
         self, query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None

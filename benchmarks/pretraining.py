@@ -4,7 +4,7 @@ Takes the folder that `python -m inctrl_lite.tiny.pretrain` was given: for each 
 accuracies of its log, and for its snapshots (every 1,000th step and the last) and what it exported AUROC on
 the unseen worlds at K = 4, of methods without training and of InCTRL-lite trained on top. Rows of
 benchmarks/results/pretraining.csv whose snapshot or log is gone stay as they were measured; the others are
-written anew, with pretraining.png.
+written anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from inctrl_lite import load_backbone
 from inctrl_lite.benchmark import embedded, run_benchmark
-from inctrl_lite.benchmark_report import MEAN, MINE
+from inctrl_lite.benchmark_report import MEAN, MINE, PHONE, colour
 from inctrl_lite.files import write_text
 from inctrl_lite.tiny.corpus import SIZE
 from inctrl_lite.tiny.pretrain import LARGE_BATCH_PATCHES, PATCH, RECIPES, Recipe
@@ -86,18 +86,20 @@ def measure(runs: Path, old: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Accuracy on held-out triplets, and AUROC on unseen worlds, against compute."""
-    sns.set_theme(style="whitegrid")
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    held_out, worlds = figure.subplots(1, 2)
+def draw(table: pd.DataFrame, width: float = 10) -> Figure:
+    """Accuracy on held-out triplets, and AUROC on unseen worlds, against compute; on a phone, stacked."""
+    stacked = width <= PHONE
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(width, 8 if stacked else 4), layout="constrained")
+        held_out, worlds = figure.subplots(*((2, 1) if stacked else (1, 2)))
+    colours = {held_out: sns.color_palette("colorblind"), worlds: [colour(method) for method in METHODS]}
     for ax, columns in ((held_out, ACCURACIES.values()), (worlds, METHODS)):
-        for column, colour, marker in zip(columns, sns.color_palette("colorblind"), "osD^", strict=False):
+        for column, shade, marker in zip(columns, colours[ax], "osD^", strict=False):
             for i, (run, part) in enumerate(table.dropna(subset=[column]).groupby("run", sort=False)):
                 ax.plot(
                     part["million patches"],
                     part[column],
-                    color=colour,
+                    color=shade,
                     marker=marker,
                     markersize=4 if run in RECIPES else 9,
                     label=None if i else column,
@@ -121,7 +123,6 @@ def main() -> None:
     path = RESULTS / "pretraining.csv"
     table = measure(Path(sys.argv[1]), pd.read_csv(path) if path.exists() else pd.DataFrame({"run": []}))
     write_text(path, table.to_csv(index=False, float_format="%.4f"))
-    draw(table).savefig(RESULTS / "pretraining.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from record import RESULTS, keep
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones import Backbone
 from inctrl_lite.benchmark import embedded, real, run_benchmark
-from inctrl_lite.benchmark_report import MEAN, MINE, STORY, is_training_free, markdown, verdict
+from inctrl_lite.benchmark_report import MEAN, MINE, STORY, best_training_free, markdown, verdict
 from inctrl_lite.files import write_text
 from inctrl_lite.report import Table
 from inctrl_lite.tiny.pretrain import Pretraining, Recipe
@@ -45,8 +45,7 @@ def untrained(folder: Path) -> Backbone:
 
 
 def story(summary: pd.DataFrame) -> Table:
-    """Mean AUROC over the data sets by K: the four rows of every comparison, raw pixels and the best
-    rival."""
+    """Mean AUROC over the data sets by K: the four rows of every comparison, raw pixels, the best rival."""
     mean = summary[summary["dataset"] == MEAN].set_index(["method", "shots"])
     shots = sorted(summary["shots"].unique().tolist())
     rows = []
@@ -54,13 +53,10 @@ def story(summary: pd.DataFrame) -> Table:
         if method in mean.index.get_level_values(0):
             cells = [mean.loc[(method, k)] for k in shots]
             rows.append([method, *(f"{c.auroc:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells)])
-    for k in shots:
-        rivals = mean.xs(k, level="shots")
-        rivals = rivals[[is_training_free(name) for name in rivals.index]]
-        best = rivals["auroc"].idxmax()
-        if best not in STORY:
-            rows.append([f"best training-free method at K = {k}: {best}"])
-            rows[-1] += [f"{rivals.loc[best, 'auroc']:.3f}" if k == one else "" for one in shots]
+    best = {k: best_training_free(summary, k)[0] for k in shots}
+    if set(best.values()) - set(STORY):
+        cells = (f"{mean.loc[(name, k), 'auroc']:.3f} {name}" for k, name in best.items())
+        rows.append(["best training-free method, chosen afterwards", *cells])
     return Table(["mean AUROC (95 % interval)", *(f"K = {k}" for k in shots)], rows)
 
 
@@ -101,10 +97,9 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
     return [
         f"On {summary['dataset'].nunique() - 1} small sets of real images, with K = 4 normal images, the "
-        "photo "
-        f"detector has a mean AUROC of {mine.auroc:.3f} (95 % interval {mine.low:.3f} to "
-        f"{mine.high:.3f}). Raw "
-        f"pixels have {raw.auroc:.3f}; patch max, for which nothing is learned on the same network, has "
+        f"photo detector has a mean AUROC of {mine.auroc:.3f} "
+        f"(95 % interval {mine.low:.3f} to {mine.high:.3f}). Raw pixels have {raw.auroc:.3f}; "
+        "patch max, for which nothing is learned on the same network, has "
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
@@ -136,8 +131,7 @@ def read(name: str) -> pd.DataFrame:
 
 
 def blocks() -> dict[Path, dict[str, str]]:
-    """What stands between marks in texts: file -> mark -> text. tests/test_numbers.py holds the files "
-    "to it."""
+    """What stands between marks in texts: file -> mark -> text. tests/test_numbers.py holds files to it."""
     sentences = verdict_sentences(read("photo"))
     photo = [table.replace("### ", "**", 1).replace("\n", "**\n", 1) for table in run_tables(read("photo"))]
     return {

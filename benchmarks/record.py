@@ -1,6 +1,7 @@
 """Keep a finished benchmark run: python benchmarks/record.py RUN_FOLDER
 
-Copies its tables, settings, environment and figures to benchmarks/results/PROTOCOL/.
+Copies its tables, settings and environment to benchmarks/results/PROTOCOL/. Figures are made again from the
+tables, by book/results.py.
 """
 
 from __future__ import annotations
@@ -28,10 +29,6 @@ def keep(run: Path, out: Path) -> None:
     out.mkdir(parents=True)
     for name in KEPT:
         shutil.copy(run / name, out / name)
-    (out / "figures").mkdir()
-    for path in sorted((run / "figures").glob("*.png")):
-        with Image.open(path) as figure:
-            save_picture(figure, out / "figures" / path.name)
 
 
 def save_picture(figure: Image.Image, path: Path) -> None:

@@ -6,7 +6,7 @@
 3. Peak memory of scoring against the number of images.
 4. Cost against K, with an augmented support set or without, and against the number of images.
 
-Writes benchmarks/results/speed.json and speed.png. `--quick` takes the embedded backbone for 1 and 2.
+Writes benchmarks/results/speed.json. `--quick` takes the embedded backbone for 1 and 2.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from inctrl_lite import AnomalyDetector, load_backbone
 from inctrl_lite.backbones import Backbone
+from inctrl_lite.benchmark_report import PHONE
 from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.encoder import Encoder
@@ -196,13 +198,11 @@ def growth(repeats: int = 9) -> dict[str, dict]:
     return {"ms per image by K": by_shots, "seconds by images": by_count}
 
 
-def plot(grown: dict[str, dict], path: Path) -> None:
+def plot(by_shots: dict[str, dict], by_count: dict[str, float], width: float = 9) -> Figure:
     """Cost by K, with an augmented support set or without, and by images, beside proportional growth."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    by_shots, by_count = grown.values()
+    stacked = width <= PHONE
+    figure = Figure(figsize=(width, 7 if stacked else 3.6), layout="constrained")
+    left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
     for name, style in zip(SUPPORTS, ("o-C0", "s-C1"), strict=True):
         values = [times[name] for times in by_shots.values()]
         left.plot([int(k) for k in by_shots], values, style, label=f"support set {name}")
@@ -216,22 +216,19 @@ def plot(grown: dict[str, dict], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle("Cost of scoring with the embedded detector (batch 32)")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def main() -> None:
     backbone, model = backbone_and_model(quick="--quick" in sys.argv)
-    grown = growth()
     result = {
         "environment": environment(),
         "scoring": scoring(backbone, model),
         "training step": training_step(backbone, model),
         "peak MiB by images scored": memory(),
-        **grown,
+        **growth(),
     }
     RESULTS.mkdir(exist_ok=True)
-    plot(grown, RESULTS / "speed.png")
     (RESULTS / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -26,7 +25,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from PIL import Image
-from results import results_page
+from site_pages import revision
 from vendor import RUNTIME_FILES, vendor, vendored
 
 BOOK = Path(__file__).resolve().parent
@@ -48,13 +47,14 @@ def main() -> None:
     sources = {path.stem: read(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     execute(sources | {"index": landing()})
     for name in sources:
-        write_changed(BOOK / "notebooks" / f"{name}.ipynb", dump(with_launch_links(dress(name), name)))
+        write_changed(BOOK / "notebooks" / f"{name}.ipynb", dump(with_own_glossary(dress(name))))
     for path in (BOOK / "notebooks").glob("*.ipynb"):
         if path.stem not in sources:
             path.unlink()
     write_changed(BOOK / "index.ipynb", dump(dress("index")))
-    write_changed(BOOK / "results.md", results_page(ROOT / "benchmarks" / "results"))
-    stamp, made = HTML.parent / "stamp.txt", digest(contents(BOOK, *LIBRARY, ROOT / "pyproject.toml"))
+    write_results()
+    made = digest([*contents(BOOK, *LIBRARY, ROOT / "pyproject.toml"), revision().encode()])
+    stamp = HTML.parent / "stamp.txt"
     if not (HTML / "index.html").exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != made:
         stamp.unlink(missing_ok=True)
         make_html()
@@ -72,6 +72,15 @@ def fetch_assets() -> None:
         vendor()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"{error}: formulas and explorers of this site will be loaded from CDNs", file=sys.stderr)
+
+
+def write_results() -> None:
+    """The results page and its figures."""
+    from results import draw_figures, results_page  # torch takes its time, and tests of this file do without
+
+    recorded = ROOT / "benchmarks" / "results"
+    draw_figures(recorded)
+    write_changed(BOOK / "results.md", results_page(recorded))
 
 
 # --- run the lessons, once -----------------------------------------------------------------------------
@@ -209,49 +218,7 @@ def still(state: dict, model: str) -> str:
     return next(filter(None, (still(state, child) for child in children)), "")
 
 
-def project() -> dict:
-    """What pyproject.toml says of the package."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
-def repository() -> str:
-    """The address of the sources."""
-    return project()["urls"]["Homepage"]
-
-
-@lru_cache(maxsize=1)
-def revision() -> str:
-    """What the site is built from: the tag of a release, else the commit; without git, the version's tag."""
-    for question in (["describe", "--exact-match", "--tags"], ["rev-parse", "HEAD"]):
-        if not shutil.which("git"):
-            break
-        answer = subprocess.run(["git", *question], cwd=ROOT, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            return answer.stdout.strip()
-    return f"v{project()['version']}"
-
-
-def launch_links(path: str) -> dict[str, str]:
-    """Where a file of the repository can be run or read, as this site shows it: label -> address."""
-    name, at = repository().removeprefix("https://github.com/"), revision()
-    return {
-        "Colab": f"https://colab.research.google.com/github/{name}/blob/{at}/{path}",
-        "Binder": f"https://mybinder.org/v2/gh/{name}/{at}?urlpath=lab/tree/{path}",
-        "GitHub": f"{repository()}/blob/{at}/{path}",
-    }
-
-
-def install_line() -> str:
-    """How Colab installs the package as of this site."""
-    return f'%pip install "inctrl-lite[course] @ git+{repository()}@{revision()}"'
-
-
-def with_launch_links(notebook: Notebook, name: str) -> Notebook:
-    """A line below the title."""
-    links = " · ".join(f"[{k}]({v})" for k, v in launch_links(f"notebooks/{name}.ipynb").items())
-    title, _, rest = notebook.cells[0].source.partition("\n")
-    line = f"```{{div}} launch\nOpen in {links} (on Colab, run `{install_line()}` first)\n```"
-    notebook.cells[0].source = f"{title}\n\n{line}\n{rest}"
+def with_own_glossary(notebook: Notebook) -> Notebook:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = own_glossary(cell.source)
@@ -284,7 +251,8 @@ def make_html() -> None:
         sphinx["html_js_files"] = [file for file in sphinx["html_js_files"] if "vendored" not in file[0]]
         config = BOOK / "_build" / "config-cdn.yml"
         write_changed(config, yaml.safe_dump(settings))
-    start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(BOOK)]
+    begin = f"import sys; sys.path.append({str(BOOK)!r}); from jupyter_book.cli.main import main; main()"
+    start = [sys.executable, "-c", begin, "build", str(BOOK)]
     options = ["--config", str(config), "--all", "-W", "--keep-going", "-q"]
     subprocess.run(start + options, cwd=ROOT, env=own_environment(), check=True)
 
@@ -317,7 +285,7 @@ def check_sizes() -> None:
 def page_weight(page: Path) -> int:
     """Bytes of a page and of the pictures that only belong to pages, not to the theme."""
     html = page.read_text(encoding="utf-8")
-    pictures = set(re.findall(r'src="([^":?]*_images/[^"?]+)"', html))
+    pictures = set(re.findall(r'src(?:set)?="([^":?]*(?:_images|_static/results)/[^"?]+)"', html))
     return page.stat().st_size + sum((page.parent / picture).stat().st_size for picture in pictures)
 
 

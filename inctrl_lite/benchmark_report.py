@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -218,37 +219,56 @@ def markdown(title: str, table: Table) -> str:
 
 # --- figures -----------------------------------------------------------------------------------------
 
+# One colour for a method in every figure, told apart by readers with colour blindness (Okabe and Ito).
+METHOD_COLOURS = {
+    MINE: "black",
+    UNTRAINED: "#56b4e9",
+    "patch max": "#0072b2",
+    "InCTRL (paper's head)": "#d55e00",
+    "PatchCore": "#009e73",
+    "AnomalyDINO-style": "#cc79a7",
+    "WinCLIP": "#e69f00",
+    "raw pixels": "#7a7a7a",
+    "global embedding": "#8c564b",
+}
+OTHER_METHODS = "#9a9a9a"  # they have their names beside them
 SHOWN = (*STORY, "PatchCore", "AnomalyDINO-style", "WinCLIP", "raw pixels")
 MARKERS = "osD^vP<X"
 
 
+WIDE, PHONE = 7.5, 4.2  # inches
+
+
 def figures(
-    summary: pd.DataFrame, cells: pd.DataFrame, cost: pd.DataFrame | None
+    summary: pd.DataFrame, cells: pd.DataFrame, cost: pd.DataFrame | None, width: float = WIDE
 ) -> dict[str, tuple[str, Figure]]:
-    """All figures by file name, each with its title."""
+    """All figures by file name, each with its title.
+
+    Args:
+        summary, cells, cost: the tables of a run.
+        width: of a figure in inches, `WIDE` or `PHONE`.
+    """
     import seaborn as sns
 
     with sns.axes_style("whitegrid"):
         found = {
-            "by_dataset": ("AUROC against K by data set, with 95 % intervals", by_dataset(summary)),
+            "by_dataset": ("AUROC against K by data set, with 95 % intervals", by_dataset(summary, width)),
             "heatmap": ("AUROC by method and data set", heatmap(summary)),
-            "categories": ("AUROC of every category and draw", categories(cells)),
-            "draws": ("How much the choice of the normal images matters", draws(cells)),
+            "categories": ("AUROC of every category and draw", categories(cells, width)),
+            "draws": ("How much the choice of the normal images matters", draws(cells, width)),
         }
         if cells["method"].nunique() > 2:
-            found["ranks"] = ("Mean rank over the categories", ranks(cells))
+            found["ranks"] = ("Mean rank over the categories", ranks(cells, width))
         if summary["gain"].notna().any():
-            found["gains"] = (f"{MINE} against the best training-free method", gains(summary))
+            found["gains"] = (f"{MINE} against the best training-free method", gains(summary, width))
         if cost is not None and len(cost):
-            found["cost"] = ("Quality and time", quality_and_time(summary, cost))
+            found["cost"] = ("Quality and time", quality_and_time(summary, cost, width))
     return found
 
 
-def _colours(methods: Sequence[str]) -> dict[str, object]:
-    import seaborn as sns
-
-    others = [m for m in methods if m != MINE]
-    return {MINE: "black"} | dict(zip(others, sns.color_palette("colorblind", len(others)), strict=True))
+def colour(method: str) -> str:
+    """The colour of a method."""
+    return METHOD_COLOURS.get(method, OTHER_METHODS)
 
 
 def _figure(
@@ -260,14 +280,67 @@ def _figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def by_dataset(summary: pd.DataFrame) -> Figure:
+def _wrapped(text: str, width: float) -> str:
+    """A label that fits below a figure of this width."""
+    return textwrap.fill(text, round(11 * width))
+
+
+def best_training_free(summary: pd.DataFrame, shots: int) -> tuple[str, float]:
+    """The training-free method with the best mean AUROC at K; and the mean of each data set's own best one.
+
+    Both are chosen afterwards, with the answers known, which favours them.
+    """
+    part = summary[(summary["shots"] == shots) & summary["method"].map(is_training_free)]
+    mean = part[part["dataset"] == MEAN].set_index("method")["auroc"]
+    return str(mean.idxmax()), float(part[part["dataset"] != MEAN].groupby("dataset")["auroc"].max().mean())
+
+
+def dots(panels: Mapping[str, pd.DataFrame], shots: int, width: float = 9.0) -> Figure:
+    """Mean AUROC of the compared methods at one K, with 95 % intervals: a panel for each run.
+
+    Args:
+        panels: title -> summary of a run.
+        shots: K.
+        width: of the figure in inches; at most `PHONE`, panels stand below each other.
+    """
+    stacked = width <= PHONE
+    rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+    figure, axes = _figure(width, 3.1 * rows, rows, columns, sharex=True)
+    for number, (ax, (title, summary)) in enumerate(zip(axes.flat, panels.items(), strict=True)):
+        mean = summary[(summary["dataset"] == MEAN) & (summary["shots"] == shots)].set_index("method")
+        best, each = best_training_free(summary, shots)
+        names = [*STORY, best]
+        for place, method in enumerate(names):
+            if method not in mean.index:
+                ax.text(0.02, place, "not in this run", transform=ax.get_yaxis_transform(), va="center")
+                continue
+            row = mean.loc[method]
+            error = [[max(row.auroc - row.low, 0)], [max(row.high - row.auroc, 0)]]
+            ax.errorbar(row.auroc, place, xerr=error, fmt="o", color=colour(method), capsize=3, linewidth=2)
+            above = (row.auroc, place - 0.18)
+            name = f" ({best})" if place == len(STORY) else ""
+            ax.annotate(f"{row.auroc:.3f}{name}", above, ha="center", va="bottom", fontsize=9)
+        ax.plot(each, len(STORY), "D", color="black", markerfacecolor="none")
+        labels = [*STORY, "best training-free,\nchosen afterwards"]
+        ax.set_yticks(range(len(names)), labels if stacked or not number else [""] * len(names))
+        ax.set_ylim(len(names) - 0.4, -0.7)
+        ax.set_title(title, fontsize=10, fontweight="bold", pad=14)
+        ax.grid(axis="x", color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(left=False, labelbottom=True)
+        ax.set_xlabel(f"mean AUROC, K = {shots} (95 % interval)")
+    return figure
+
+
+def by_dataset(summary: pd.DataFrame, width: float = WIDE) -> Figure:
     """A panel for each data set and one for their mean: lines of `SHOWN` methods."""
     datasets = [d for d in summary["dataset"].unique() if d != MEAN] + [MEAN]
-    columns = min(5, len(datasets))
+    columns = min(5 if width > PHONE else 2, len(datasets))
     rows = -(-len(datasets) // columns)
     figure, axes = _figure(2.5 * columns, 2.3 * rows + 0.6, rows, columns, sharey=True)
     methods = [m for m in SHOWN if m in set(summary["method"])]
-    colours, ks = _colours(methods), sorted(summary["shots"].unique().tolist())
+    ks = sorted(summary["shots"].unique().tolist())
     for ax, dataset in zip(axes.flat, datasets, strict=False):
         part = summary[summary["dataset"] == dataset].set_index(["method", "shots"])
         for i, method in enumerate(methods):
@@ -278,7 +351,7 @@ def by_dataset(summary: pd.DataFrame) -> Figure:
                 at,
                 line["auroc"],
                 yerr=np.clip(error, 0, None) if method == MINE else None,
-                color=colours[method],
+                color=colour(method),
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=4,
                 linewidth=2 if method == MINE else 1,
@@ -296,7 +369,10 @@ def by_dataset(summary: pd.DataFrame) -> Figure:
         ax.set_xlabel("normal images K", fontsize=9)
     figure.supylabel("AUROC", fontsize=10)
     figure.legend(
-        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+        *axes.flat[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4 if width > PHONE else 2,
+        frameon=False,
     )
     return figure
 
@@ -331,7 +407,7 @@ def heatmap(summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def categories(cells: pd.DataFrame) -> Figure:
+def categories(cells: pd.DataFrame, width: float = WIDE) -> Figure:
     """A dot for every category and draw at the middle K, InCTRL-lite and patch max side by side."""
     import seaborn as sns
 
@@ -339,14 +415,14 @@ def categories(cells: pd.DataFrame) -> Figure:
     k = ks[len(ks) // 2]
     shown = [m for m in (MINE, "patch max") if m in set(cells["method"])]
     part = cells[(cells["shots"] == k) & cells["method"].isin(shown)]
-    figure, axes = _figure(7.5, 0.45 * part["dataset"].nunique() + 1.3)
+    figure, axes = _figure(width, 0.45 * part["dataset"].nunique() + 1.3)
     sns.stripplot(
         part,
         x="auroc",
         y="dataset",
         hue="method",
         hue_order=shown,
-        palette=_colours(shown),
+        palette={method: colour(method) for method in shown},
         dodge=True,
         size=3,
         alpha=0.6,
@@ -358,21 +434,21 @@ def categories(cells: pd.DataFrame) -> Figure:
     return figure
 
 
-def draws(cells: pd.DataFrame) -> Figure:
+def draws(cells: pd.DataFrame, width: float = WIDE) -> Figure:
     """Standard deviation of the AUROC over draws of the normal images, a dot for each category."""
     import seaborn as sns
 
     shown = [m for m in (MINE, "patch max", "PatchCore", "global embedding") if m in set(cells["method"])]
     part = cells[cells["method"].isin(shown)]
     spread = part.groupby(["method", "shots", "dataset", "category"])["auroc"].std().reset_index()
-    figure, axes = _figure(7.5, 3.4)
+    figure, axes = _figure(width, 3.4)
     sns.stripplot(
         spread,
         x="shots",
         y="auroc",
         hue="method",
         hue_order=shown,
-        palette=_colours(shown),
+        palette={method: colour(method) for method in shown},
         dodge=True,
         size=3.5,
         alpha=0.7,
@@ -383,7 +459,7 @@ def draws(cells: pd.DataFrame) -> Figure:
     return figure
 
 
-def ranks(cells: pd.DataFrame) -> Figure:
+def ranks(cells: pd.DataFrame, width: float = WIDE) -> Figure:
     """Mean rank of each method over all categories at the middle K, with Nemenyi's critical difference.
 
     Two methods whose ranks differ by less are not told apart at the 5 % level (Demsar, JMLR 2006).
@@ -397,57 +473,60 @@ def ranks(cells: pd.DataFrame) -> Figure:
     mean = wide.rank(axis=1, ascending=False).mean().sort_values()
     m, n = len(mean), len(wide)
     critical = studentized_range.ppf(0.95, m, np.inf) / np.sqrt(2) * np.sqrt(m * (m + 1) / (6 * n))
-    figure, axes = _figure(7.5, 0.3 * m + 1.3)
+    figure, axes = _figure(width, 0.3 * m + 1.3)
     ax: Axes = axes[0, 0]
     best = mean.iloc[0]
     ax.axvspan(best, best + critical, color="0.92", label=f"not told apart from the best ({n} categories)")
-    ax.scatter(
-        mean, range(m), color=["black" if name == MINE else "tab:blue" for name in mean.index], zorder=3
-    )
+    ax.scatter(mean, range(m), color=[colour(name) for name in mean.index], zorder=3)
     ax.set_yticks(range(m), mean.index)
     ax.invert_yaxis()
     ax.set_xlabel(f"mean rank at K = {k} (1 is best)")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
-def gains(summary: pd.DataFrame) -> Figure:
+def gains(summary: pd.DataFrame, width: float = WIDE) -> Figure:
     """InCTRL-lite minus the best training-free method of each data set, with its interval."""
     import seaborn as sns
 
     mine = summary[(summary["method"] == MINE) & summary["gain"].notna()]
     shots, datasets = sorted(mine["shots"].unique().tolist()), list(mine["dataset"].unique())
-    figure, axes = _figure(7.5, 0.42 * len(datasets) + 1.2)
+    figure, axes = _figure(width, 0.42 * len(datasets) + 1.2)
     ax = axes[0, 0]
-    for i, (k, colour) in enumerate(zip(shots, sns.color_palette("colorblind"), strict=False)):
+    for i, (k, shade) in enumerate(zip(shots, sns.color_palette("colorblind"), strict=False)):
         part = mine[mine["shots"] == k].set_index("dataset").reindex(datasets)
         place = [n + 0.22 * (i - (len(shots) - 1) / 2) for n in range(len(datasets))]
         error = [part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]]
         marker = "osD^v"[i % 5]
-        ax.errorbar(part["gain"], place, xerr=error, fmt=marker, color=colour, markersize=4, label=f"K = {k}")
+        ax.errorbar(part["gain"], place, xerr=error, fmt=marker, color=shade, markersize=4, label=f"K = {k}")
     ax.axvline(0, color="black", linewidth=1)
     ax.set_yticks(range(len(datasets)), datasets)
     ax.invert_yaxis()
-    ax.set_xlabel(f"AUROC: {MINE} minus the best training-free method there (95 % interval)")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)  # clear of every bar
+    ax.set_xlabel(_wrapped(f"AUROC: {MINE} minus the best training-free method there (95 % interval)", width))
+    ax.legend(
+        frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4 if width > PHONE else 2
+    )  # clear of every bar
     return figure
 
 
-def quality_and_time(summary: pd.DataFrame, cost: pd.DataFrame) -> Figure:
+def quality_and_time(summary: pd.DataFrame, cost: pd.DataFrame, width: float = WIDE) -> Figure:
     """Mean AUROC against milliseconds an image, encoding included, at the middle K."""
     ks = sorted(summary["shots"].unique().tolist())
     k = ks[len(ks) // 2]
     part = summary[(summary["shots"] == k) & (summary["dataset"] == MEAN)].merge(cost, on="method")
-    figure, axes = _figure(7.5, 4.0)
+    figure, axes = _figure(width, 4.0)
     ax = axes[0, 0]
     ax.scatter(
         part["milliseconds"],
         part["auroc"],
-        color=["black" if m == MINE else "tab:blue" for m in part["method"]],
+        color=[colour(method) for method in part["method"]],
     )
     ax.set_xscale("log")
     ax.margins(x=0.25)
-    ax.set(xlabel="milliseconds an image, encoding included (batch of 32)", ylabel=f"mean AUROC at K = {k}")
+    ax.set(
+        xlabel=_wrapped("milliseconds an image, encoding included (batch of 32)", width),
+        ylabel=f"mean AUROC at K = {k}",
+    )
     place = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 8}
     names = [
         ax.annotate(row.method, (row.milliseconds, row.auroc), **place)

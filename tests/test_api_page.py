@@ -1,4 +1,4 @@
-"""The site's API page lists every public module, every command, and shows every public name."""
+"""The site's API pages list every public module, every command, and show every public name."""
 
 import inspect
 import pkgutil
@@ -23,7 +23,8 @@ def public_modules() -> set[str]:
 
 
 def test_every_public_module_is_listed_once():
-    listed = re.findall(r"^\.\. automodule:: (\S+)$", PAGE.read_text(encoding="utf-8"), flags=re.M)
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (PAGE, *PAGE.parent.glob("api/*.md")))
+    listed = re.findall(r"^\.\. automodule:: (\S+)$", text, flags=re.M)
     assert sorted(listed) == sorted({"inctrl_lite"} | public_modules())
 
 
@@ -49,3 +50,11 @@ def test_every_command_is_listed():
     page = PAGE.read_text(encoding="utf-8")
     for command in commands(typer.main.get_command(app), "inctrl-lite"):
         assert f"| `{command}` |" in page, command
+
+
+def test_the_overview_names_the_page_of_every_module():
+    overview = PAGE.read_text(encoding="utf-8")
+    for page in PAGE.parent.glob("api/*.md"):
+        (row,) = re.findall(rf"^\| \[.+\]\(api/{page.name}\) \| (.+) \|$", overview, flags=re.M)
+        modules = re.findall(r"^## inctrl_lite\.(\S+)$", page.read_text(encoding="utf-8"), flags=re.M)
+        assert re.findall(r"`([^`]+)`", row) == modules, page.name

@@ -324,3 +324,41 @@ def test_a_thin_defect_survives_the_reduced_mask():
     mask = np.zeros((1000, 700), bool)
     mask[500, 100:600] = True
     assert resize_mask(mask, (179, 256)).any(0).sum() > 120
+
+
+@pytest.fixture
+def summary() -> pd.DataFrame:
+    """Two data sets and their mean at K = 4; the untrained head is missing."""
+    values = {"patch max": (0.8, 0.6), "raw pixels": (0.5, 0.9), MINE: (0.9, 0.7), STORY[3]: (0.6, 0.6)}
+    rows = []
+    for method, (one, two) in values.items():
+        for dataset, value in (("one", one), ("two", two), (MEAN, (one + two) / 2)):
+            rows.append([dataset, 4, method, value, value - 0.1, value + 0.05])
+    return pd.DataFrame(rows, columns=["dataset", "shots", "method", "auroc", "low", "high"])
+
+
+def test_the_best_training_free_method_is_chosen_by_the_mean_or_for_each_data_set(summary):
+    best, each = benchmark_report.best_training_free(summary, 4)
+    assert best in ("patch max", "raw pixels")  # both have 0.7
+    assert each == pytest.approx((0.8 + 0.9) / 2)
+
+
+@pytest.mark.parametrize("width", [9.0, benchmark_report.PHONE])
+def test_dots_show_every_method_once_in_its_colour(summary, width):
+    figure = benchmark_report.dots({"drawn": summary, "photographs": summary}, 4, width)
+    first, second = figure.axes
+    beside = first.get_position().y0 == second.get_position().y0
+    assert beside == (width > benchmark_report.PHONE)
+    for axes in figure.axes:
+        texts = [text.get_text() for text in axes.texts]
+        assert texts[:2] == ["0.700", "not in this run"] and texts[2:4] == ["0.800", "0.600"]
+        shown = [container.lines[0] for container in axes.containers]
+        assert [line.get_xdata()[0] for line in shown] == pytest.approx([0.7, 0.8, 0.6, 0.7])
+        colours = [benchmark_report.colour(method) for method in (STORY[0], *STORY[2:])]
+        assert [line.get_color() for line in shown][:3] == colours
+
+
+def test_methods_have_colours_of_their_own():
+    colours = benchmark_report.METHOD_COLOURS
+    assert len(set(colours.values())) == len(colours) and set(STORY) <= set(colours)
+    assert benchmark_report.OTHER_METHODS not in colours.values()

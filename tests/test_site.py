@@ -6,7 +6,9 @@
 
 import base64
 import fnmatch
+import gzip
 import hashlib
+import html
 import importlib
 import json
 import re
@@ -21,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import browser
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from browser import AXE
@@ -49,6 +52,13 @@ def build(monkeypatch):
     return importlib.import_module("build")
 
 
+@pytest.fixture
+def pages(monkeypatch):
+    """book/site_pages.py as a module."""
+    monkeypatch.syspath_prepend(BOOK)
+    return importlib.import_module("site_pages")
+
+
 # --- the sources ---------------------------------------------------------------------------------------
 
 
@@ -63,54 +73,92 @@ def test_every_notebook_is_on_one_line_of_the_contents():
 
 def test_every_written_page_is_in_the_contents():
     toc = (BOOK / "_toc.yml").read_text(encoding="utf-8")
-    for page in BOOK.glob("*.md"):
-        name = "index" if page.stem == "landing" else page.stem
+    for page in [*BOOK.glob("*.md"), *BOOK.glob("api/*.md")]:
+        name = page.relative_to(BOOK).with_suffix("").as_posix().replace("landing", "index")
         assert re.search(rf"(?:file|root): {name}$", toc, flags=re.M), name
 
 
-def test_launch_links_lead_to_files_of_the_repository(build):
+def test_launch_links_lead_to_files_of_the_repository(pages):
     for path in NOTEBOOKS:
-        links = build.launch_links(f"notebooks/{path.name}")
+        links = pages.launch_links(f"notebooks/{path.name}")
         assert set(links) == {"Colab", "Binder", "GitHub"}
         for link in links.values():
             assert link.startswith("https://") and "inctrl-lite/inctrl_lite" in link
-            target = re.search(rf"(?:blob/{build.revision()}|lab/tree)/(.+)$", link)[1]
+            target = re.search(rf"(?:blob/{pages.revision()}|lab/tree)/(.+)$", link)[1]
             assert (ROOT / target).is_file(), link
     assert (ROOT / "environment.yml").is_file()  # what Binder installs
 
 
-def test_links_and_install_line_name_the_version_that_the_site_shows(build, tmp_path, monkeypatch):
+def test_links_and_install_line_name_the_version_that_the_site_shows(pages, tmp_path, monkeypatch):
     def at(folder: Path, *commands: list[str]) -> str:
         for command in commands:
             subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
-        build.revision.cache_clear()
-        return build.revision()
+        pages.revision.cache_clear()
+        return pages.revision()
 
     for name in ("NAME", "EMAIL"):
         for who in ("AUTHOR", "COMMITTER"):
             monkeypatch.setenv(f"GIT_{who}_{name}", "a@b")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    assert at(tmp_path) == f"v{build.project()['version']}"  # an archive without git's folder
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    assert at(tmp_path) == f"v{pages.project()['version']}"  # an archive without git's folder
     commit = at(tmp_path, ["init"], ["commit", "--allow-empty", "-m", "first"])
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
-    assert build.install_line().endswith(f'@{commit}"')
+    assert pages.install_line().endswith(f'@{commit}"')
     assert at(tmp_path, ["tag", "v9"]) == "v9"
-    assert all("/v9" in link for link in build.launch_links("a.ipynb").values())
-    build.revision.cache_clear()
+    assert all("/v9" in link for link in pages.launch_links("a.ipynb").values())
+    pages.revision.cache_clear()
 
 
-def test_the_site_names_one_repository(build):
+def test_the_site_names_one_repository(pages):
     config = (BOOK / "_config.yml").read_text(encoding="utf-8")
-    assert f"repository_url: {build.repository()}\n" in config
+    assert f"repository_url: {pages.repository()}\n" in config
 
 
-def test_a_lesson_keeps_its_text_below_the_launch_links(build):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 0. A tour\n\nOne model.")])
-    text = build.with_launch_links(notebook, "00_tour").cells[0].source
-    assert text.startswith("# 0. A tour\n") and text.endswith("\n\nOne model.")
-    assert all(f"]({link})" in text for link in build.launch_links("notebooks/00_tour.ipynb").values())
+def test_short_version_and_launch_links_stand_below_the_title_of_a_lesson(pages):
+    path = "notebooks/00_tour.ipynb"
+    page = pages.below_title("<h1>0. A tour</h1>\n<p>One model.</p>", pages.lessons()["00_tour"], path)
+    title, short, launch, text = page.split("\n")
+    assert title == "<h1>0. A tour</h1>" and text == "<p>One model.</p>"
+    assert pages.lessons()["00_tour"] in short
+    assert all(f'href="{html.escape(link)}"' in launch for link in pages.launch_links(path).values())
+
+
+def test_late_pictures_have_their_sizes(pages, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    picture, other = '<img alt="a" src="../_images/1.png" />', '<img src="data:image/png;base64,AA" />'
+    late = '<img alt="a" src="../_images/1.png" loading="lazy" width="30" height="20" />'
+    assert pages.with_late_pictures(picture + other, {"1.png": tmp_path / "a.png"}) == late + other
+
+
+def test_lines_of_a_signature_are_no_list_of_definitions(pages):
+    signature = (
+        '<dt class="sig sig-object py">f(<dl>\n<dd>a,</dd>\n</dl>)</dt><dd><dl><dd>text</dd></dl></dd>'
+    )
+    expected = '<dt class="sig sig-object py">f(<span class="sig-lines">\n<span>a,</span>\n</span>)</dt>'
+    assert pages.with_lines_of_signatures(signature) == f"{expected}<dd><dl><dd>text</dd></dl></dd>"
+
+
+def test_every_lesson_has_a_short_version_of_one_sentence(pages):
+    assert set(pages.lessons()) == {path.stem for path in NOTEBOOKS}
+    for name, said in pages.lessons().items():
+        assert re.fullmatch(r"[A-Z][^.]{30,150}\.", said), name
+
+
+def test_a_description_is_whole_sentences_or_words(pages):
+    assert pages.shortened("One. Two.") == "One. Two."
+    sentence = "This is a sentence of a page that has sixty letters or so. "
+    assert pages.shortened(4 * sentence) == (2 * sentence).strip()
+    cut = pages.shortened("words " * 50)
+    assert len(cut) <= pages.LONGEST and cut.endswith("words…")
+
+
+def test_the_edit_link_leads_to_what_a_page_is_made_from(pages):
+    for page in ("index", "results", "faq", "api/using", "notebooks/00_tour"):
+        suffix = ".ipynb" if page.startswith("notebooks") else ".md"
+        address = pages.edit_address(page, {"page_source_suffix": suffix})
+        assert (ROOT / address.removeprefix(f"{pages.repository()}/edit/main/")).is_file(), page
 
 
 def test_a_still_is_what_the_widget_shows_first(build):
@@ -253,6 +301,51 @@ def test_results_come_from_the_recorded_files(build, tmp_path):
     assert "speed" not in results.results_page(tmp_path)  # no file, no section
 
 
+@pytest.fixture
+def results(build):
+    return importlib.import_module("results")
+
+
+def test_the_results_page_begins_with_a_verdict_a_plot_and_examples(results):
+    page = results.results_page(ROOT / "benchmarks" / "results")
+    start = page.split(":::::{dropdown}")[0]
+    assert len(re.findall(r"^\d\. ", start, flags=re.M)) == 3  # sentences of the verdict
+    assert "_static/results/dots.png" in start and start.count("```{image}") >= 6
+    outside = re.sub(r"^:::::\{dropdown\}.*?^:::::$", "", page, flags=re.M | re.S)
+    assert not re.findall(r"^\|", outside, flags=re.M)  # all tables are folded
+
+
+def test_claims_on_the_results_page_name_rival_interval_and_learning(results):
+    columns = ["dataset", "shots", "method", "auroc", "low", "high", "rival", "gain", "gain_low", "gain_high"]
+    row = ["mean", 4, "InCTRL-lite", 0.8, 0.7, 0.9, "PatchCore", 0.05, 0.01, 0.09]
+    said = results.sentence(pd.DataFrame([row], columns=columns))
+    assert "better than the best training-free method, PatchCore: +0.050 (+0.010 to +0.090)" in said
+    assert "How much of that is learned was not measured" in said
+    columns += ["trained", "trained_low", "trained_high"]
+    said = results.sentence(pd.DataFrame([[*row, -0.02, -0.03, -0.01]], columns=columns))
+    assert "Training changes the AUROC of this head by -0.020 (-0.030 to -0.010): worse." in said
+
+
+def test_figures_of_the_results_are_drawn_wide_and_for_a_phone_and_only_when_due(
+    results, monkeypatch, tmp_path
+):
+    recorded = tmp_path / "results"
+    for name in ("photo", "embedded"):
+        shutil.copytree(ROOT / "benchmarks" / "results" / name, recorded / name)
+    drawn = []
+    monkeypatch.setattr(results, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(results, "save_figure", lambda _, path: drawn.append(path.name))
+    monkeypatch.setattr(results.benchmark_report, "figures", lambda *_: {"gains": ("", None)})
+    results.draw_figures(recorded)
+    wide = ["dots", "photo-gains", "embedded-gains"]
+    assert sorted(drawn) == sorted(f"{name}{end}.png" for name in wide for end in ("", "-phone"))
+    results.draw_figures(recorded)
+    assert len(drawn) == 6
+    (recorded / "photo" / "cost.csv").write_text("method,milliseconds\n")
+    results.draw_figures(recorded)
+    assert len(drawn) == 12
+
+
 # --- the built files -----------------------------------------------------------------------------------
 
 
@@ -290,6 +383,48 @@ def test_no_internal_link_is_broken():
 @built
 def test_pages_and_site_are_light(build):
     build.check_sizes()
+
+
+META = r'<meta (?:name|property)="{}" content="([^"]*)"'
+
+
+@built
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("live/")])
+def test_a_page_says_what_it_is_to_search_engines_and_friends(page, pages):
+    text = (HTML / page).read_text(encoding="utf-8")
+    found = {name: re.findall(META.format(name), text) for name in ("description", "og:title", "og:image")}
+    assert all(len(values) == 1 and values[0] for values in found.values()), found
+    assert len(found["description"][0]) <= 1.2 * pages.LONGEST  # as HTML
+    card = found["og:image"][0].removeprefix(pages.project()["urls"]["Documentation"])
+    with Image.open(HTML / card.lstrip("/")) as picture:
+        assert picture.size == (1200, 630)
+
+
+@built
+def test_descriptions_differ():
+    said = [re.search(META.format("description"), (HTML / page).read_text("utf-8"))[1] for page in LESSONS]
+    assert len(set(said)) == len(said)
+
+
+@built
+@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("live/")])
+def test_a_page_is_light_on_its_way(page):
+    """Compressed, with scripts and the pictures that are loaded at once: a text 1 MB, an explorer 3 MB."""
+    text = (HTML / page).read_text(encoding="utf-8")
+    now = [tag for tag in re.findall(r"<img [^>]+>", text) if 'loading="lazy"' not in tag]
+    names = {name for tag in now for name in re.findall(r' src="([^"]+)"', tag)}
+    pictures = [HTML / Path(page).parent / name for name in names if ":" not in name]
+    scripts = [s for s in re.findall(r'(?:src|href)="([^":]+\.(?:js|css))[?"]', text)]
+    files = {HTML / page, *pictures, *((HTML / page).parent / script for script in scripts)}
+    weight = sum(len(gzip.compress(file.read_bytes())) for file in files if file.exists())
+    assert weight < (3e6 if page in {*LESSONS, *WITH_EXPLORERS} else 1e6)
+
+
+@built
+def test_menus_and_launch_lines_are_not_indexed():
+    index = (HTML / "searchindex.js").read_text(encoding="utf-8")
+    terms = json.loads(index[index.index("{") : index.rindex("}") + 1])["terms"]
+    assert "binder" not in terms or len(np.atleast_1d(terms["binder"])) < len(LESSONS) / 2
 
 
 @built
@@ -586,6 +721,66 @@ def test_search_finds_a_word(home):
     found.first.click()
     home.page.wait_for_load_state()
     assert "residual" in home.page.locator("article").inner_text().lower()
+
+
+@built
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("install", "index.html"),
+        ("how many normal images", "faq.html"),
+        ("threshold", "faq.html"),
+        ("own photos", "faq.html"),
+        ("license", "faq.html"),
+    ],
+)
+def test_search_finds_what_people_ask_for_among_its_first_three(chromium, site, asked, page):
+    visit = Visit(chromium, site, f"search.html?q={asked.replace(' ', '+')}")
+    visit.page.locator("ul.search li a").first.wait_for()
+    first = [a.get_attribute("href") for a in visit.page.locator("ul.search li a").all()[:3]]
+    assert any(link.split("#")[0] == page and "#" in link for link in first), first
+    said = " ".join(visit.page.locator("ul.search p.context").all_inner_texts())
+    assert said and "On Colab" not in said and "Ctrl" not in said
+    visit.context.close()
+
+
+@built
+@pytest.mark.parametrize("width", [390, 1280])
+def test_code_is_not_cut(visit, width):
+    visit.page.set_viewport_size({"width": width, "height": 800})
+    cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.innerText)"
+    assert visit.page.locator(".bd-article .highlight pre").evaluate_all(cut) == []
+
+
+@built
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_results_page_on_a_phone(chromium, site, theme):
+    visit = Visit(chromium, site, "results.html", viewport=PHONE, color_scheme=theme)
+    page = visit.page
+    assert page.locator("details:not([open]) table").count() == page.locator("article table").count() > 0
+    page.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
+    for picture in page.locator("picture img:visible").all():
+        picture.scroll_into_view_if_needed()
+        picture.evaluate("image => image.decode()")
+        assert picture.evaluate("image => image.currentSrc").endswith("-phone.png")
+    reachable = """tables => tables.every(table => {
+        const box = table.closest('.pst-scrollable-table-container'), style = getComputedStyle(box);
+        return box.scrollWidth <= box.clientWidth + 1 || style.overflowX === 'auto';
+    })"""
+    assert page.locator("article table:visible").evaluate_all(reachable)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert not visit.wrong
+    visit.context.close()
+
+
+@built
+def test_a_lesson_has_its_short_version_and_an_edit_link(chromium, site, pages):
+    visit = Visit(chromium, site, "notebooks/04_patch_residuals.html")
+    said = visit.page.locator("h1 ~ .short-version").first.inner_text()
+    assert pages.lessons()["04_patch_residuals"] in said
+    links = [a.get_attribute("href") for a in visit.page.locator("a[href*='/edit/main/']").all()]
+    assert set(links) == {f"{pages.repository()}/edit/main/notebooks/04_patch_residuals.ipynb"}
+    visit.context.close()
 
 
 @built

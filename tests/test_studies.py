@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from inctrl_lite.evidence import Evidence
@@ -95,3 +96,22 @@ def test_the_interval_over_families_and_seeds_covers(study):
         _, low, high = study.crossed(pd.DataFrame({"value": value.ravel()}, index).reset_index())
         missed += not low <= 0 <= high
     assert missed <= 24  # 8 %
+
+
+def test_examples_are_chosen_by_their_distance_from_the_threshold_one_of_a_category(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import examples
+
+    def example(category: str, label: int, score: float) -> examples.Example:
+        return examples.Example(category, "scratch", label, score, 0.5, Image.new("RGB", (1, 1)))
+
+    some = [example("a", 1, 0.9), example("a", 1, 0.8), example("b", 1, 0.7), example("b", 1, 0.2)]
+    some += [example("c", 1, 0.1), example("c", 0, 0.6), example("a", 0, 0.05), example("b", 0, 0.95)]
+    shown = {k: [(e.category, e.score) for e in v] for k, v in examples.chosen(some).items()}
+    assert shown == {
+        "found": [("a", 0.9), ("b", 0.7)],
+        "missed": [("c", 0.1), ("b", 0.2)],
+        "false alarm": [("b", 0.95), ("c", 0.6)],
+    }
+    counts = {"categories": 3, "anomalous": 5, "found": 3, "normal": 3, "false alarm": 2}
+    assert examples.counts(some) == counts

@@ -184,6 +184,11 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             ),
             "in a batch of ONE",
         ),
+        (
+            checks.check_probabilities,
+            lambda s, t: (s / t).softmax(-1) * torch.linspace(1, 2, len(s))[:, None],
+            "row 1 of your result sums to 2. Each row should sum to 1",
+        ),
         (checks.check_final_score, lambda *a: a[2].amax(1) @ a[3], r"patch_map \[B, N\] = \[3, 10\]"),
     ],
 )

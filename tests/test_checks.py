@@ -112,6 +112,18 @@ def test_exercises_take_lists_arrays_and_float64(form):
     assert isinstance(mean, torch.Tensor)
 
 
+@pytest.mark.parametrize("form", [lambda a: dict(enumerate("abc", 1)), lambda a: a[:2], lambda a: a[0]])
+def test_parts_in_another_form_are_described(form):
+    """A dictionary of the right length was once looked up by 0."""
+    split = Exercise(
+        solution=lambda x: (x, x.sum(), x.mean(0)),
+        cases=lambda seed: (torch.ones(4, 2),),
+        parts=("a", "b", "c"),
+    )
+    with pytest.raises(CheckFailed, match="<lambda>: returns"):
+        split(lambda x: form(split.solution(x)))
+
+
 @pytest.mark.parametrize("right", [[0.5, 2.5], {"a": 1}, {1, 2}, None, "word", True])
 @pytest.mark.parametrize("answer", [np.array(["a", "b"]), np.array([["a"], ["b"]]), {1, 3}, "other", print])
 def test_any_answer_can_be_compared(answer, right):
@@ -178,6 +190,16 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             "True .* of a model that is wrong for one image",
         ),
         (
+            checks.check_attention,
+            lambda q, k, v: (q @ v.new_ones(q.shape[-1], 1), q),
+            "several things. Return only what the queries read",
+        ),
+        (
+            checks.check_batch_norm_step,
+            lambda x, m, v, training: {"x": x, "mean": m, "variance": v},
+            "return three things, separated by commas",
+        ),
+        (
             checks.check_is_batch_invariant,
             lambda score, x, tolerance=1e-4: bool(
                 (score(x) - score(x.roll(1, 0)).roll(-1, 0)).abs().max() < tolerance
@@ -188,6 +210,11 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             checks.check_probabilities,
             lambda s, t: (s / t).softmax(-1) * torch.linspace(1, 2, len(s))[:, None],
             "row 1 of your result sums to 2. Each row should sum to 1",
+        ),
+        (
+            checks.check_probabilities,
+            lambda s, t: (s.double() / t).exp() / (s.double() / t).exp().sum(-1, keepdim=True),
+            "nan for scores in the hundreds",
         ),
         (checks.check_final_score, lambda *a: a[2].amax(1) @ a[3], r"patch_map \[B, N\] = \[3, 10\]"),
     ],
@@ -291,6 +318,12 @@ UNKNOWN = {
         lambda t, o: checks.check_margins.solution(t, o) | {"ahead": 0.123},
         "for the key 'ahead', returns 0.123, expected",
     ),
+    "cosines": (lambda a, b: torch.zeros(len(a), len(b)), r"returns 0 at \[0, 0\], expected"),
+    "probabilities": (lambda s, t: s * 0 + 0.25, "row 0 of your result sums to 1.75"),
+    "attention": (lambda q, k, v: q[:, :1] + 0 * v[0], r"at \[0, 0\], expected"),
+    "normalise_tokens": (lambda x, g, s, e: x * 0, r"returns 0 at \[0, 0\], expected"),
+    "batch_norm_step": (lambda x, m, v, t: (x * 0, m, v), "for the normalised batch, returns 0 at"),
+    "clip_loss": (lambda p, t: 0.123, "returns 0.123, expected"),
     "threshold_at_rate": (lambda s, rate: 0.5, "returns 0.5, expected"),
 }
 
@@ -299,6 +332,39 @@ UNKNOWN = {
 def test_an_unknown_mistake_names_the_first_value_that_differs(name):
     answer, message = UNKNOWN[name]
     with pytest.raises(CheckFailed, match=message):
+        exercises()[name](answer)
+
+
+OTHER_STYLES = {
+    "cosines": [
+        lambda a, b: a @ b.T / torch.outer(a.norm(dim=1), b.norm(dim=1)),
+        lambda a, b: a.numpy() @ b.numpy().T / np.outer(*(np.linalg.norm(one, axis=1) for one in (a, b))),
+    ],
+    "probabilities": [
+        lambda s, t: (s / t - (s / t).logsumexp(-1, keepdim=True)).exp(),
+        lambda s, t: [[(x - row.logsumexp(0)).exp().item() for x in row] for row in s.double() / t],
+    ],
+    "attention": [lambda q, k, v: [(k @ one / len(one) ** 0.5).softmax(0) @ v for one in q]],
+    "normalise_tokens": [
+        lambda x, g, s, eps=1e-5: (
+            torch.stack([(r - r.mean()) / (r.var(correction=0) + eps) ** 0.5 for r in x]) * g + s
+        )
+    ],
+    "batch_norm_step": [
+        lambda *a: list(checks.check_batch_norm_step.solution(*a)),
+        lambda *a: tuple(part.double().numpy() for part in checks.check_batch_norm_step.solution(*a)),
+    ],
+    "clip_loss": [
+        lambda p, t: checks.check_clip_loss.solution(p, t).item(),
+        lambda p, t: -((p / t).log_softmax(0) + (p / t).log_softmax(1)).diagonal().mean() / 2,
+        lambda p, t: sum(torch.nn.functional.cross_entropy(x / t, torch.eye(len(p))) for x in (p, p.T)) / 2,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_STYLES)
+def test_the_on_ramp_accepts_other_styles(name):
+    for answer in OTHER_STYLES[name]:
         exercises()[name](answer)
 
 

@@ -1,8 +1,10 @@
 """The notebooks' form. That they run is tested by `pytest --nbmake notebooks/`."""
 
+import inspect
 import json
 import re
 import statistics
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,15 @@ def test_exercises_have_hints_checks_and_answer_keys(notebook):
     assert text.count("**Difficulty** ") == len(stubs) and text.count("<details>") >= len(stubs)
     for name in stubs:
         assert name in known and any(f"checks.check_{name}({name})" in source for source in code), name
+
+
+def test_solutions_to_unfold_are_the_answer_keys(notebook):
+    text, known = "\n".join(sources(notebook, "markdown")), exercises()
+    for shown in re.findall(
+        r"<summary>Solution</summary>\n\n```python\n(.+?)\n```\n</details>", text, flags=re.S
+    ):
+        key = known[re.search(r"(?:def|class) (\w+)", shown)[1]].solution
+        assert shown == textwrap.dedent(inspect.getsource(key)).rstrip()
 
 
 def test_a_widget_after_a_still(notebook):

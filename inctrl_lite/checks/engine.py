@@ -245,7 +245,8 @@ def difference(result: Any, right: Any, tolerance: float = 1e-5, parts: Sequence
             return f"returns the keys {', '.join(map(str, result))}; expected {', '.join(map(str, right))}"
         key = next(key for key in right if not same(result[key], right[key], tolerance))
         return f"for the key {key!r}, {difference(result[key], right[key], tolerance)}"
-    if isinstance(right, list | tuple) and parts and hasattr(result, "__len__") and len(result) == len(right):
+    listed = result.ndim > 0 if isinstance(result, np.ndarray | Tensor) else isinstance(result, list | tuple)
+    if isinstance(right, list | tuple) and parts and listed and len(result) == len(right):
         i = next(i for i in range(len(right)) if not same(result[i], right[i], tolerance))
         return f"for the {parts[i]}, {difference(result[i], right[i], tolerance)}"
     one, other = _array(result), _array(right)

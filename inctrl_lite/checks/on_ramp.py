@@ -65,6 +65,8 @@ check_cosines = Exercise(
         "These are distances of the unit vectors. A cosine is their dot product.": lambda a, b: torch.cdist(
             F.normalize(a, dim=-1), F.normalize(b, dim=-1)
         ),
+        "You compare row i of `a` with row i of `b` only. Compare every row of `a` with every row of "
+        "`b`.": lambda a, b: cosines(a, b).diagonal(),
         "This is one minus the cosine.": lambda a, b: 1 - cosines(a, b),
         "You take the absolute value. A cosine may be negative.": lambda a, b: cosines(a, b).abs(),
         "An operation that works entry by entry (`*`, `/`) meets n rows of `a` and m rows of `b`. First make "
@@ -100,6 +102,8 @@ def _scores(seed: int) -> tuple[Tensor, float]:
 def _about_rows(case: tuple, result: object, right: Tensor) -> str | None:
     if not isinstance(result, Tensor) or result.shape != right.shape:
         return None
+    if result.isnan().any():  # exp in float64, which is infinite later than in float32
+        return "returns nan for scores in the hundreds. Subtract the largest score of EACH ROW before exp"
     sums = result.sum(-1)
     wrong = (sums - 1).abs() > 1e-4
     if not wrong.any():
@@ -112,6 +116,7 @@ check_probabilities = Exercise(
     solution=probabilities,
     cases=_scores,
     forbidden=("softmax", "log_softmax", "Softmax"),
+    tolerance=1e-4,  # scores in the hundreds lose digits in some right answers
     explain=_about_rows,
     mistakes={
         "The temperature is not used. Divide the scores by it.": lambda s, t: s.softmax(-1),
@@ -129,6 +134,18 @@ check_probabilities = Exercise(
         "exp of a large number is infinite, and infinite / infinite is nan. Divide by the temperature, then "
         "subtract the largest score of the row, then take exp. The result is the same.": lambda s, t: (
             (s / t).exp() / (s / t).exp().sum(-1, keepdim=True)
+        ),
+        "`max` over an axis returns two things, the values and where they are. Use `amax`.": lambda s, t: (
+            (s - s.max(-1, keepdim=True)) / t
+        ),
+        "The scores themselves are not divided by the temperature. Subtract the largest score of the row and "
+        "divide the difference, `(scores - largest) / T`; then take exp.": lambda s, t: (
+            s.exp() / s.exp().sum(-1, keepdim=True)
+        ),
+        "`scores - largest / T` divides only the largest score by the temperature. Put the difference in "
+        "brackets.": lambda s, t: (
+            (s - s.amax(-1, keepdim=True) / t).exp()
+            / (s - s.amax(-1, keepdim=True) / t).exp().sum(-1, keepdim=True)
         ),
         "The exponential is missing: this divides the scores by their sum.": lambda s, t: (
             (s / t) / (s / t).sum(-1, keepdim=True)
@@ -181,6 +198,11 @@ check_attention = Exercise(
     solution=attention,
     cases=_projected,
     forbidden=("scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward"),
+    explain=lambda case, result, right: (
+        "returns several things. Return only what the queries read, one tensor [n, e]"
+        if isinstance(result, tuple)
+        else None
+    ),
     mistakes={
         "The division by the square root of d is missing.": _attended(lambda q, k: 1.0),
         "You divide by d. Divide by its square root.": _attended(lambda q, k: q.shape[-1]),
@@ -193,6 +215,12 @@ check_attention = Exercise(
         "counts.": lambda q, k, v: (q @ k.T / v.shape[-1] ** 0.5).softmax(-1) @ v,
         "Your softmax runs over the queries. Each query distributes its attention over the keys: use the "
         "last axis of [n, m].": _attended(axis=0),
+        "You apply the softmax twice. Once is enough.": lambda q, k, v: (
+            (q @ k.T / q.shape[-1] ** 0.5).softmax(-1).softmax(-1) @ v
+        ),
+        "The weights of a query do not sum to 1: exp alone is no softmax.": lambda q, k, v: (
+            (q @ k.T / q.shape[-1] ** 0.5).exp() @ v
+        ),
         "The softmax is missing: the weights of a query must be positive and sum to 1.": lambda q, k, v: (
             q @ k.T / q.shape[-1] ** 0.5 @ v
         ),
@@ -265,6 +293,16 @@ check_normalise_tokens = Exercise(
         "You take one mean and one variance of the whole matrix. Each token has its own.": _layered(
             lambda x: x.var(unbiased=False), Tensor.mean
         ),
+        "The mean is of the whole matrix. Each token has its own mean.": _layered(mean=Tensor.mean),
+        "You add up the squares. The variance is their MEAN.": _layered(
+            lambda x: (x - x.mean(-1, keepdim=True)).square().sum(-1, keepdim=True)
+        ),
+        "You take the root of the standard deviation, which is a root already. Take the root of the "
+        "variance.": _layered(lambda x: x.std(-1, keepdim=True, unbiased=False)),
+        "The mean is not subtracted, and the squares in the variance are those of x itself.": _layered(
+            lambda x: x.square().mean(-1, keepdim=True), lambda x: torch.zeros(())
+        ),
+        "You multiply by the root. Divide by it.": _layered(root=lambda v, e: (v + e).rsqrt()),
         "You divide by C - 1 in the variance. LayerNorm divides by C: `unbiased=False`.": _layered(
             lambda x: x.var(-1, keepdim=True)
         ),
@@ -368,6 +406,12 @@ check_batch_norm_step = Exercise(
     solution=batch_norm_step,
     cases=_batch,
     parts=("normalised batch", "running mean", "running variance"),
+    explain=lambda case, result, right: (
+        "return three things, separated by commas: the normalised batch, the running mean, the running "
+        "variance"
+        if not isinstance(result, list | tuple) or len(result) != 3
+        else None
+    ),
     forbidden=("batch_norm", "BatchNorm1d", "native_batch_norm"),
     mistakes={
         "In eval mode you use the batch's own mean and variance. Use the running ones, and leave them as "
@@ -412,6 +456,22 @@ check_batch_norm_step = Exercise(
         "You normalise each image by its own mean and variance (LayerNorm). BatchNorm normalises each number "
         "over the batch: axis 0.": _batched(
             lambda x, m, v: (x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False))
+        ),
+        "You take one mean and one variance of the whole matrix. Each of the C numbers has its own: axis "
+        "0.": _batched(lambda x, m, v: (x.mean(), x.var(unbiased=False))),
+        "The running statistics have the shape [B]: you take those of each image. BatchNorm takes them over "
+        "the batch: axis 0.": _batched(
+            lambda x, m, v: (x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)),
+            lambda x, m, v: (0.9 * m + 0.1 * x.mean(-1), 0.9 * v + 0.1 * x.var(-1)),
+        ),
+        "In training you use the standard deviation where the variance should be, and it divides by B - "
+        "1.": _batched(lambda x, m, v: (x.mean(0), x.std(0))),
+        "The running mean does not change in training. A tenth of the batch's mean goes into it.": _batched(
+            kept=lambda x, m, v: (m, 0.9 * v + 0.1 * x.var(0))
+        ),
+        "The running mean and the running variance are exchanged in what you return.": lambda x, m, v, t: (
+            batch_norm_step(x, m, v, t)[0],
+            *batch_norm_step(x, m, v, t)[:0:-1],
         ),
         "You divide by the variance. Divide by its square root.": _batched(root=lambda v: v + 1e-5),
         "You put the standard deviation into the running variance. Put the variance.": _batched(
@@ -483,6 +543,21 @@ check_clip_loss = Exercise(
         "and take the mean.": lambda p, t: -_logs(p, t, 0).mean(),
         "You add the two directions. Take their mean.": lambda p, t: 2 * clip_loss(p, t),
         "You multiply by the temperature. Divide by it.": lambda p, t: clip_loss(p, 1 / t),
+        "You return both directions. Return their mean, one number.": lambda p, t: torch.stack(
+            [-_logs(p, t, 1).mean(), -_logs(p, t, 0).mean()]
+        ),
+        "You take the logarithm of a mean of probabilities. Take the mean of the logarithms.": lambda p, t: (
+            -((_logs(p, t, 0).exp() + _logs(p, t, 1).exp()) / 2).log().mean()
+        ),
+        "You take the logarithm of the mean probability. Take the mean of the logarithms.": lambda p, t: (
+            -(_logs(p, t, 0).exp().mean().log() + _logs(p, t, 1).exp().mean().log()) / 2
+        ),
+        "A yes-or-no decision for every pair is another loss. Here the sentences of a row compete in one "
+        "softmax.": lambda p, t: F.binary_cross_entropy_with_logits(p / t, torch.eye(len(p))),
+        "The softmax is missing: this only rewards large cosines on the diagonal, and the wrong pairs do not "
+        "count.": lambda p, t: 1 - p.diagonal().mean(),
+        "The softmax and the logarithm are missing: this is minus the mean score of the right "
+        "pairs.": lambda p, t: -(p / t).diagonal().mean(),
         "The temperature is not used.": lambda p, t: clip_loss(p, 1.0),
         "The sign is wrong: the loss is MINUS the log-probability.": lambda p, t: -clip_loss(p, t),
         "The mean over the pairs is missing: you return the sum.": lambda p, t: clip_loss(p, t) * len(p),
@@ -520,16 +595,13 @@ check_clip_loss = Exercise(
         "For the second direction transpose the matrix. The right answers stay as they are.": lambda p, t: (
             (_entropies(p / t, p / t) + _entropies(p / t, p / t, lambda B: torch.arange(B).flip(0))) / 2
         ),
-        "You take the logarithm of the mean probability. Take the mean of the logarithms.": lambda p, t: (
-            -(_logs(p, t, 0).exp().mean().log() + _logs(p, t, 1).exp().mean().log()) / 2
-        ),
         "They are cosines already: nothing has to be normalised.": lambda p, t: _entropies(
             F.normalize(p, dim=-1) / t, F.normalize(p, dim=-1).T / t
         ),
         "Columns are counted from 0: the right answers are 0 to B - 1.": lambda p, t: _entropies(
             p / t, p.T / t, lambda B: torch.arange(1, B + 1)
         ),
-        "The second argument of `F.cross_entropy` holds the NUMBERS of the right columns, not the cosines "
-        "there.": lambda p, t: F.cross_entropy(p / t, p.diagonal()),
+        "The second argument of `F.cross_entropy` holds the numbers of the right columns, as whole numbers: "
+        "`torch.arange(B)`.": lambda p, t: F.cross_entropy(p / t, p.diagonal()),
     },
 )

@@ -27,7 +27,7 @@ from inctrl_lite.data.photographs import load_photographs
 from inctrl_lite.data.worlds import EVALUATION, load_world
 from inctrl_lite.encoder import Encoder
 from inctrl_lite.files import write_text
-from inctrl_lite.fitted import leave_one_out_scores
+from inctrl_lite.fitted import leave_one_out
 from inctrl_lite.metrics import conformal_threshold
 from inctrl_lite.prompts import text_prototypes
 
@@ -49,7 +49,7 @@ def rates(detector: AnomalyDetector, category: Category, draws: int) -> list[dic
             own = features[order[:shots]]
             copies = None if augmented is None else augmented[order[:shots]]
             with torch.no_grad():
-                first = max(leave_one_out_scores(model, own, copies, None, text))
+                first = max(scores.final.item() for scores in leave_one_out(model, own, copies, None, text))
                 found = model(features[order[shots:]], model.support(own, copies), text).final.numpy()
             promised = conformal_threshold(found[:CALIBRATION], RATE)
             row = {"category": category.name, "shots": shots, "first": np.mean(found > first)}

@@ -1,7 +1,7 @@
 """What a score costs beside the network that it stands on: python benchmarks/tower_speed.py
 
-For the tiny CLIP, the photo tower, DINOv2-S and the paper's ViT-B/16+, on two threads. The last two have random
-weights, which changes no speed.
+For the tiny CLIP, the photo tower, DINOv2-S and the paper's ViT-B/16+, on two threads. The last two have
+random weights, which changes no speed.
 
 1. scoring K = 4 images with InCTRL's comparison and head, and with PatchCore, over the bare network on the
    same batch, at batch 1 and 32: ratios of pairs measured in turn;

@@ -248,7 +248,15 @@ def score(
         Path | None, typer.Option(help="A file that `inctrl-lite fit` wrote, in place of --normals.")
     ] = None,
     out: Out = Path("inctrl-scores"),
-    shots: Shots = 4,
+    shots: Annotated[
+        int,
+        typer.Option(
+            "--shots",
+            "-k",
+            min=0,
+            help="K: how many normal images are given. 0, without --normals: the model's prior alone (weak).",
+        ),
+    ] = 4,
     category: CategoryOfMany = None,
     seed: Seed = 0,
     model: Model = "photo",
@@ -295,8 +303,11 @@ def score(
     from inctrl_lite.engine import with_engine
     from inctrl_lite.scoring import score_categories, score_folder, score_queries
 
-    if (normals is None) == (detector is None):
+    alone = normals is None and detector is None and shots == 0
+    if not alone and (normals is None) == (detector is None):
         raise typer.BadParameter("give either --normals (to fit now) or --detector (a file from fit)")
+    if normals is not None and shots == 0:
+        raise typer.BadParameter("0 shots use no normal images: leave --normals out")
     view = _view(region, tiles, any_rotation, keep_aspect, bits)
     options: dict[str, Any] = {
         "threshold": threshold,
@@ -306,7 +317,7 @@ def score(
         "maps": maps,
         "limits": None if limits is None else _two_numbers(limits),
     }
-    if normals is not None:
+    if normals is not None or alone:
         if watch:
             raise typer.BadParameter("--watch needs --detector: fit once, then watch")
         result = score_folder(
@@ -367,7 +378,10 @@ def train(
     ] = None,
     head: Annotated[
         str,
-        typer.Option(help="'paper' (InCTRL), 'lite' (InCTRL-lite), or 'prior' (InCTRL-lite without text)."),
+        typer.Option(
+            help="'paper' (InCTRL), 'lite' (InCTRL-lite), 'prior' (InCTRL-lite without text), or 'v2' "
+            "(InCTRLv2, which also learns a map, from masks)."
+        ),
     ] = "paper",
     shots: Shots = 4,
     epochs: Annotated[int, typer.Option(min=1)] = 10,
@@ -430,7 +444,8 @@ def evaluate(
 ) -> None:
     """AUROC and AP of a trained model by category: mean and standard deviation over the draws.
 
-    Where the data set has masks, also pixel AUROC and AUPRO of the residual map.
+    Where the data set has masks, also pixel AUROC and AUPRO of the map: the residual map, or InCTRLv2's pixel
+    map.
     """
     import pandas as pd
 

@@ -29,7 +29,7 @@ from inctrl_lite.device import pick_device
 from inctrl_lite.encoder import BATCH_SIZE, Encoder, batched
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Scores
-from inctrl_lite.fitted import FittedCategory, fit_category, read_all
+from inctrl_lite.fitted import FittedCategory, fit_category, read_all, without_normals
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prediction import Prediction, Predictions
 
@@ -177,6 +177,23 @@ class AnomalyDetector:
         )
         return self
 
+    def fit_without_normals(self, category: str = "object") -> AnomalyDetector:
+        """Take in a category of which no normal image is known (K = 0).
+
+        The score is then the model's prior alone: the text score of a CLIP, or the learned prior of "photo".
+        It is weak (on the recorded sets of photographs it is far behind one normal image), its scores cannot
+        be compared with those for K >= 1, and there is no threshold until `calibrate` sets one. Such a
+        category cannot be saved or exported.
+
+        Raises:
+            InctrlError: a model without a prior.
+        """
+        found = without_normals(self.model, self.backbone, category)
+        blank = torch.zeros(1, 3, *self.backbone.preprocessor.size, device=self.device)
+        self.model.without_normals(Encoder(self.backbone).encode(blank), found.text)  # does it have a prior?
+        self.categories[category] = found
+        return self
+
     def calibrate(
         self,
         images: Any = None,
@@ -296,7 +313,7 @@ class AnomalyDetector:
         model, backbone, categories = read_detector(path, backbone)
         detector = cls(model, backbone, device)
         for fitted in categories.values():
-            fitted.support = fitted.support.to(detector.device)
+            fitted.support = None if fitted.support is None else fitted.support.to(detector.device)
             fitted.text = None if fitted.text is None else fitted.text.to(detector.device)
         detector.categories = categories
         return detector
@@ -384,8 +401,9 @@ class AnomalyDetector:
     ) -> Iterator[tuple[float, dict[str, float], np.ndarray]]:
         """(score, terms, map) of each picture: those of the tile with the largest score."""
         if fitted.view.count == 1:
-            scores = self._score(encoder.encode(inputs[:, 0].to(self.device)), fitted, [0])
-            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [B, h, w]
+            features = encoder.encode(inputs[:, 0].to(self.device))
+            scores = self._score(features, fitted, [0])
+            maps = scores.heat_map.unflatten(-1, features.map_grid).numpy()  # [B, h, w]
             for i, patch_map in enumerate(maps):
                 yield (
                     scores.final[i].item(),
@@ -394,13 +412,13 @@ class AnomalyDetector:
                 )
             return
         for tiles in inputs:  # [T, 3, H, W]
-            parts = [
-                self._score(encoder.encode(tiles[which].to(self.device)), fitted, which)
-                for which in batched(range(len(tiles)), fitted.tiles_at_once)
-            ]
+            parts = []
+            for which in batched(range(len(tiles)), fitted.tiles_at_once):
+                features = encoder.encode(tiles[which].to(self.device))
+                parts.append(self._score(features, fitted, which))
             scores = Scores.cat(parts)
             worst = int(scores.final.argmax())
-            maps = scores.patch_map.unflatten(-1, fitted.support.map_grid).numpy()  # [T, h, w]
+            maps = scores.heat_map.unflatten(-1, features.map_grid).numpy()  # [T, h, w]
             terms = {k: v[worst].item() for k, v in scores.terms.items()}
             yield scores.final[worst].item(), terms, fitted.view.stitch(maps)
 
@@ -420,7 +438,10 @@ class AnomalyDetector:
 
     @torch.inference_mode()
     def _score(self, query: ImageFeatures, fitted: FittedCategory, tiles: list[int]) -> Scores:
-        scores = self.model(query, fitted.support_of(tiles), fitted.text)
+        if fitted.support is None:
+            scores = self.model.without_normals(query, fitted.text)
+        else:
+            scores = self.model(query, fitted.support_of(tiles), fitted.text)
         scores = scores.map(lambda tensor: tensor.float().cpu())
         if not scores.final.isfinite().all():
             raise InctrlError("the model gives scores that are no numbers: its weights are damaged")

@@ -145,12 +145,12 @@ def read_detector(
     check_fits(model, backbone)
     for name, fitted in categories.items():
         blank = torch.zeros(1, 3, *fitted.view.preprocessor.size, device=backbone.device)
-        seen, support = backbone.encode_images(blank), fitted.support
+        seen, support = backbone.encode_images(blank), fitted.known_support
         grids = support.map_grid == seen.map_grid and [stage.grid for stage in support.stages] == [
             stage.grid for stage in seen.stages
         ]
-        widths = tuple(stage.tokens.shape[-1] for stage in fitted.support.stages)
-        sizes = len(fitted.support) == fitted.view.count, len(fitted.names) == fitted.shots
+        widths = tuple(stage.tokens.shape[-1] for stage in support.stages)
+        sizes = len(support) == fitted.view.count, len(fitted.names) == fitted.shots
         if (
             widths != backbone.stage_widths
             or not grids
@@ -215,7 +215,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _category_record(name: str, fitted: FittedCategory) -> dict[str, Any]:
     """What the JSON text says of a category."""
-    view, support = fitted.view, fitted.support
+    view, support = fitted.view, fitted.known_support
     return {
         "name": name,
         "shots": fitted.shots,
@@ -237,7 +237,7 @@ def _category_record(name: str, fitted: FittedCategory) -> dict[str, Any]:
 
 def _tensors(fitted: FittedCategory) -> dict[str, Tensor]:
     """The tensors of a category, by field."""
-    support = fitted.support
+    support = fitted.known_support
     found: dict[str, Tensor | None] = {"global_embedding": support.global_embedding, "text": fitted.text}
     found |= {f"stages.{i}.tokens": stage.tokens for i, stage in enumerate(support.stages)}
     found |= {field: getattr(support, field) for field in OPTIONAL}

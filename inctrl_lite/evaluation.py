@@ -109,7 +109,7 @@ def evaluate(
 
     Returns:
         One row a category: dataset, category, domain, shots, seed, auroc, ap, pixel_auroc and aupro of the
-        residual map (NaN without masks), n_normal, n_anomalous.
+        heat map (`Scores.heat_map`; NaN without masks), n_normal, n_anomalous.
 
     Raises:
         InctrlError: an image cannot be read, or a category has fewer normal images than `shots` (named).
@@ -131,7 +131,7 @@ def evaluate(
         )
         labels = category.labels
         metrics = image_metrics(labels, scores.final.tolist())
-        maps = scores.patch_map.unflatten(-1, backbone.map_grid).float().numpy()  # [B, h, w]
+        maps = scores.heat_map.unflatten(-1, backbone.map_grid).float().numpy()  # [B, h, w]
         pixels = map_metrics(maps, category.test, backbone.preprocessor)
         rows.append(
             {"dataset": category.dataset, "category": category.name, "domain": category.domain}

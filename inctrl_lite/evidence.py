@@ -35,6 +35,7 @@ class Evidence(TensorRecord):
         global_reference: the same among normal images (see `residual.global_distance`).
         region_distance, region_reference: the same by regions (see `residual.region_distance`).
         normal_statistics: mean and standard deviation of the residual of normal images at each patch.
+        text: the normal and the anomalous text prototype of each query.
         text_cosines: to the normal and to the anomalous text prototype, in [-1, 1].
         normal_level: of the support set, in a head's own units (`Head.normal_level`).
         query_stages: patch tokens of the queries, for a head with a prior on patches.
@@ -50,6 +51,7 @@ class Evidence(TensorRecord):
     region_distance: Float[Tensor, " B"] | None = None
     region_reference: Float[Tensor, " B"] | None = None
     normal_statistics: Float[Tensor, "B N 2"] | None = None
+    text: Float[Tensor, "B 2 D"] | None = None
     text_cosines: Float[Tensor, "B 2"] | None = None
     normal_level: Float[Tensor, "B 1"] | None = None
     query_stages: tuple[Stage, ...] = ()
@@ -92,6 +94,7 @@ def compare(
         region_distance=by_region[0],
         region_reference=by_region[1],
         normal_statistics=None if statistics is None else each(statistics, 2),
+        text=None if text is None else each(text, 2),
         text_cosines=None if text is None else text_cosines(query.global_embedding, text),
         normal_level=None if support.normal_level is None else each(support.normal_level, 1),
         query_stages=query.stages,
@@ -114,6 +117,8 @@ class Scores(TensorRecord):
         whole: score of the whole image, in (0, 1).
         prior: score of the learned prior, which does not use the normal images, in (0, 1).
         holistic_map: what the holistic score is computed from.
+        discriminative_map, one_class_map: semantic maps of InCTRLv2's two branches, in [0, 1].
+        pixel_map: trained map of where the anomaly is, in [0, 1].
     """
 
     final: Float[Tensor, " B"]
@@ -125,6 +130,14 @@ class Scores(TensorRecord):
     whole: Float[Tensor, " B"] | None = None
     prior: Float[Tensor, " B"] | None = None
     holistic_map: Float[Tensor, "B M"] | None = None
+    discriminative_map: Float[Tensor, "B N"] | None = None
+    one_class_map: Float[Tensor, "B N"] | None = None
+    pixel_map: Float[Tensor, "B N"] | None = None
+
+    @property
+    def heat_map(self) -> Float[Tensor, "B N"]:
+        """What to show of where the anomaly is: the pixel map, or the residual map of a head without one."""
+        return self.patch_map if self.pixel_map is None else self.pixel_map
 
     @property
     def terms(self) -> dict[str, Tensor]:

@@ -159,7 +159,7 @@ class _Scorer(_Tower):
     ):
         """Score, map and, where there is a threshold, verdict."""
         scores = self.model(self.features(image), self.support, self.text)
-        score, patch_map = scores.final[0], scores.patch_map[0].unflatten(-1, self.support.map_grid)
+        score, patch_map = scores.final[0], scores.heat_map[0].unflatten(-1, self.support.map_grid)
         if self.threshold is None:
             return score, patch_map
         return score, patch_map, score > self.threshold

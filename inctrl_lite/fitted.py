@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inctrl_lite.augment import augmentation_count, rotated_copies
-from inctrl_lite.backbones.base import ImageFeatures
+from inctrl_lite.backbones.base import Backbone, ImageFeatures
 from inctrl_lite.data.images import fingerprint, load_image, picture_size
 from inctrl_lite.encoder import Encoder, batched, in_threads
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.evidence import compare
+from inctrl_lite.evidence import Scores
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.residual import leave_two_out_maps
+from inctrl_lite.residual import leave_two_out_maps, normal_residual_statistics
 from inctrl_lite.support import SupportSet
 from inctrl_lite.view import View
 from inctrl_lite.viz import colour_range
@@ -36,7 +36,8 @@ class FittedCategory:
     """What `fit` keeps of a category. Everything in it is frozen.
 
     Attributes:
-        support: the K encoded normal images, one support set for each of T tiles: tensors [T, ...].
+        support: the K encoded normal images, one support set for each of T tiles: tensors [T, ...]; None
+            where no normal image is known (K = 0).
         text: text prototypes [2, D], or None for a model without text.
         view: what is looked at in a picture.
         limits: residuals that are drawn darkest and brightest.
@@ -49,7 +50,7 @@ class FittedCategory:
         fingerprints: digests of their pixels, in the same order.
     """
 
-    support: SupportSet
+    support: SupportSet | None
     text: Tensor | None
     view: View
     limits: tuple[float, float]
@@ -63,16 +64,30 @@ class FittedCategory:
     @property
     def shots(self) -> int:
         """K."""
-        return self.support.shots
+        return 0 if self.support is None else self.support.shots
+
+    @property
+    def known_support(self) -> SupportSet:
+        """The support set.
+
+        Raises:
+            InctrlError: there are no normal images (K = 0).
+        """
+        if self.support is None:
+            raise InctrlError("no normal images were given (K = 0), and this needs some: fit one or more")
+        return self.support
 
     def support_of(self, tiles: Sequence[int]) -> SupportSet:
         """What some tiles are compared with: one support set for all queries, or one for each tile.
 
         Tiles are compared with the tiles around them too, so that a picture may be shifted a little.
+
+        Raises:
+            InctrlError: there are no normal images (K = 0).
         """
         if self.view.count == 1:
-            return self.support[0]
-        return self.support.with_neighbours(tiles, self.view.neighbours())
+            return self.known_support[0]
+        return self.known_support.with_neighbours(tiles, self.view.neighbours())
 
     @property
     def tiles_at_once(self) -> int:
@@ -189,7 +204,7 @@ def fit_category(
     copies = augmentation_count(max(1, len(sources) - 1)) if model.head.augments_support else 0
     normals = encode_normals(encoder, category, sources, view, copies, any_rotation, skipped)
     text = text_prototypes(encoder.backbone, category) if model.head.needs_text else None
-    supports, scores = [], []
+    supports, scores, drawn = [], [], []
     for tile in range(view.count):
         features, augmented, more = normals.of_tile(tile, view)
         support = model.support(features, augmented, more)
@@ -197,20 +212,40 @@ def fit_category(
             support = replace(
                 SupportSet.of(features, augmented, more=more), normal_level=support.normal_level
             )
-        scores.append(leave_one_out_scores(model, features, augmented, more, text))  # [K]
+        left_out = leave_one_out(model, features, augmented, more, text)
+        scores.append([found.final.item() for found in left_out])  # [K]
+        if not left_out and model.head.learns_from_masks:  # a single image: what it gets beside itself
+            with torch.inference_mode():
+                left_out = [model.head(model.compare(features, support, text, support.normal_maps))]
+        drawn.append(map_statistics(left_out, support))  # [N, 2]
         if view.count > 1:  # the tiles around it are kept once, as the support sets of those tiles
             support = replace(support, stages=features.stages, regions=features.regions)
         supports.append(replace(support, normal_maps=None))
     support = SupportSet.stack(supports)  # [T, ...]
-    statistics = support.normal_statistics
     return FittedCategory(
         support=support,
         text=text,
         view=view,
-        limits=(0.0, 1.0) if statistics is None else colour_range(statistics.flatten(0, 1)),
+        limits=colour_range(torch.cat(drawn)),
         names=normals.names,
         fingerprints=normals.digests,
         **first_threshold([max(of_image) for of_image in zip(*scores, strict=True)]),
+    )
+
+
+def without_normals(model: InCTRL, backbone: Backbone, category: str) -> FittedCategory:
+    """A category of which no normal image is known (K = 0); see `AnomalyDetector.fit_without_normals`."""
+    return FittedCategory(
+        support=None,
+        text=text_prototypes(backbone, category) if model.head.needs_text else None,
+        view=View.of(backbone.preprocessor, backbone.preprocessor.size[::-1]),
+        limits=(0.0, 1.0),
+        normal_scores=(),
+        threshold=None,
+        threshold_source="none: no normal images were given (K = 0)",
+        expected_rate=None,
+        names=(),
+        fingerprints=(),
     )
 
 
@@ -307,14 +342,14 @@ def _first_size(
 
 
 @torch.inference_mode()
-def leave_one_out_scores(
+def leave_one_out(
     model: InCTRL,
     features: ImageFeatures,
     augmented: ImageFeatures | None,
     more: ImageFeatures | None,
     text: Float[Tensor, "2 D"] | None,
-) -> list[float]:
-    """Final score of each of K normal images against the others; [] for a single one.
+) -> list[Scores]:
+    """Scores of each of K normal images against the others; [] for a single one.
 
     Args:
         features, augmented, more: as in `SupportSet.of`.
@@ -339,6 +374,20 @@ def leave_one_out_scores(
             None if maps is None else maps[k][others],
         )
         own = None if maps is None else maps[k][k : k + 1]  # [1, L, N]
-        found = model.head(compare(features[k : k + 1], support, text, own))
-        scores.append(found.final.item())
+        scores.append(model.head(model.compare(features[k : k + 1], support, text, own)))
     return scores
+
+
+def map_statistics(left_out: Sequence[Scores], support: SupportSet) -> Float[Tensor, "N 2"]:
+    """Mean and standard deviation at each patch of the maps that normal images get, for their colours.
+
+    Args:
+        left_out: of the normal images (`leave_one_out`).
+        support: made of them, with the statistics of their residual maps, which are taken for a head whose
+            map is the residual map.
+    """
+    maps = [scores.pixel_map for scores in left_out if scores.pixel_map is not None]
+    if maps:
+        return normal_residual_statistics(torch.cat(maps), support.map_grid)
+    assert support.normal_statistics is not None
+    return support.normal_statistics

@@ -43,10 +43,10 @@ class InCTRL(
         embed_dim: D of the global embedding (640 for ViT-B/16+).
         num_patches: N of the residual map (225 = 15 x 15 for ViT-B/16+ at 240 pixels).
         head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "prior" (InCTRL-lite for a backbone without
-            text encoder).
+            text encoder), or "v2" (InCTRLv2).
         backbone: arguments of `load_backbone` for the backbone it is trained on, saved along.
         terms: which terms the score is made of; None: all. Fewer are for ablations.
-        stage_widths: C of each stage; only the "prior" head needs it.
+        stage_widths: C of each stage; the heads "prior" and "v2" need it.
 
     Raises:
         InctrlError: unknown head or term.
@@ -84,10 +84,14 @@ class InCTRL(
         return replace(support, normal_level=self.head.normal_level(support))
 
     def compare(
-        self, query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None
+        self,
+        query: ImageFeatures,
+        support: SupportSet,
+        text: Float[Tensor, "*b 2 D"] | None = None,
+        stage_maps: Float[Tensor, "B L N"] | None = None,
     ) -> Evidence:
         """Everything that the frozen features say; see `evidence.compare`."""
-        return compare(query, support, text)
+        return compare(query, support, text, stage_maps)
 
     def forward(
         self, query: ImageFeatures, support: SupportSet, text: Float[Tensor, "*b 2 D"] | None = None
@@ -100,6 +104,10 @@ class InCTRL(
             text: text prototypes [2, D] of the category, or [B, 2, D]; None for a head that needs none.
         """
         return self.head(self.compare(query, support, text))
+
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None = None) -> Scores:
+        """Scores where no normal image is known (K = 0); see `Head.without_normals`."""
+        return self.head.without_normals(query, text)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> InCTRL:  # type: ignore[override]  # fewer options

@@ -31,7 +31,8 @@ class Prediction:
             threshold of the same category.
         terms: what the score was made of, by name, each in [0, 1]: "patch", and what else the model has.
         patch_map: patch residuals in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image.
-            The model is not trained to outline defects; read it as a hint.
+            The model is not trained to outline defects; read it as a hint. Of a model that is (InCTRLv2),
+            its pixel map.
         digest: of the picture's pixels.
         view: what was looked at, and how the map lies in the picture.
         limits: residuals that are drawn darkest and brightest (see `viz.colour_range`).

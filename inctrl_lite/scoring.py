@@ -30,6 +30,8 @@ from inctrl_lite.report import MAP_NOTE, Card, Section, Table, prediction_card, 
 
 SHOWN = 200  # queries with pictures in the report; the CSV has all
 MAPS = ("npy", "tiff", "png")  # formats of raw maps
+WITHOUT_NORMALS = "the score is the model's prior alone, which is weak, and no threshold follows from it"
+WITHOUT_NORMALS_MAP = "The coloured picture shows the model's prior, patch by patch, where it has one."
 DRAWN = ("heatmaps", "maps")  # folders of results that must not be taken for queries
 
 
@@ -66,6 +68,8 @@ class FolderScores:
         """What a person reads on the terminal."""
         threshold, normal = self.settings["threshold"], self.settings["normal_scores"]
         lines = [f"{len(self.predictions)} images scored against {len(self.normals)} normal ones"]
+        if not self.normals:
+            lines = [f"{len(self.predictions)} images scored without normal images: {WITHOUT_NORMALS}"]
         if threshold is None:
             lines[0] += "; no threshold (give --threshold, or two normal images or more)"
         else:
@@ -133,7 +137,7 @@ def fit_folder(
 
 
 def score_folder(
-    normals: str | Path,
+    normals: str | Path | None,
     queries: str | Path,
     out: str | Path,
     *,
@@ -155,7 +159,8 @@ def score_folder(
     """Score the images of a folder against K normal images of another.
 
     Args:
-        normals: folder of normal images; `shots` of them are drawn with `seed`.
+        normals: folder of normal images; `shots` of them are drawn with `seed`. None with `shots` 0: no
+            normal image is known, and the score is the model's prior alone, which is weak.
         model: name for `AnomalyDetector.from_pretrained`, or a detector.
         image_size: see `AnomalyDetector.from_pretrained`.
         threshold: score above which an image is called anomalous; None: from the normal images themselves.
@@ -177,17 +182,23 @@ def score_folder(
         detector = AnomalyDetector.from_pretrained(model, image_size=image_size, device=device)
     detector = with_engine(detector, engine)
     skipped: list[tuple[str, str]] | None = [] if skip_unreadable else None
-    support = fit_folder(
-        detector,
-        normals,
-        category,
-        shots=shots,
-        seed=seed,
-        skipped=skipped,
-        results=out,
-        batch_size=batch_size,
-        **view,
-    )
+    support: list[Item] = []
+    if normals is None:
+        if shots or any(view.values()):
+            raise InctrlError("without normal images there are 0 shots, and no region, tiles or the like")
+        detector.fit_without_normals(category)
+    else:
+        support = fit_folder(
+            detector,
+            normals,
+            category,
+            shots=shots,
+            seed=seed,
+            skipped=skipped,
+            results=out,
+            batch_size=batch_size,
+            **view,
+        )
     return score_queries(
         detector,
         queries,
@@ -398,7 +409,7 @@ def _write(result: FolderScores, items: Sequence[Item], support: Sequence[Item],
         Section("Setting", table=Table((), _setting_rows(result.settings))),
         Section(
             "Images, most anomalous first",
-            MAP_NOTE + cut,
+            (MAP_NOTE if result.normals else WITHOUT_NORMALS_MAP) + cut,
             cards=[_query_card(prediction, labels.get(prediction.name)) for prediction in ranked[:SHOWN]],
         ),
     ]
@@ -407,6 +418,8 @@ def _write(result: FolderScores, items: Sequence[Item], support: Sequence[Item],
     if predictions.skipped:
         sections.append(Section("Skipped", table=Table(("file", "reason"), predictions.skipped)))
     about = "The support set: what normal meant here."
+    if not result.normals:
+        about = f"None: {WITHOUT_NORMALS}"
     if support:
         cards = [Card(item.name, load_image(item.file)) for item in support[:SHOWN]]
         sections.append(Section("Normal images", about, cards=cards))

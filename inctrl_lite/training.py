@@ -13,19 +13,23 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from inctrl_lite.backbones.base import Backbone, ImageFeatures
-from inctrl_lite.data.category import Category
+from inctrl_lite.data.category import Category, Item
 from inctrl_lite.data.episodes import Episode, sample_batch
+from inctrl_lite.data.images import load_mask, picture_size
 from inctrl_lite.device import ProcessGroup, process_group
+from inctrl_lite.encoder import in_threads
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.losses import focal_loss
+from inctrl_lite.heads import HEADS
+from inctrl_lite.losses import Targets, focal_loss
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.runs import Record, TrainingRun
@@ -38,7 +42,7 @@ class TrainConfig:
     """How to train. The defaults are the public code's, but for the shots (2 there).
 
     Attributes:
-        head: "paper" (InCTRL, exact) or "lite" (InCTRL-lite).
+        head: "paper" (InCTRL, exact), "lite" (InCTRL-lite) or "v2" (InCTRLv2, which learns from masks).
         shots: K normal images for every query; testing may use another K.
         epochs: how many times `steps_per_epoch` steps are taken. An epoch is no pass over the data.
         steps_per_epoch: steps between two checkpoints.
@@ -112,8 +116,8 @@ def train(
         progress: show progress bars.
 
     Returns:
-        The model in eval mode, and one record a step: "step" (from 0), "loss" and its two terms "final" and
-        "image", "gradient" (norm), "lr", "seconds".
+        The model in eval mode, and one record a step: "step" (from 0), "loss" and its parts (`Head.losses`;
+        of InCTRL "final" and "image"), "gradient" (norm), "lr", "seconds".
 
     Raises:
         InctrlError: unfit data or config, another run in `out`, an `out` that cannot be written, or a loss
@@ -140,6 +144,7 @@ def train(
         progress=progress,
     )
     texts = prepare(categories, store, processes, progress) if len(run.history) < config.steps else {}
+    masks = MaskReader(categories, backbone) if model.head.learns_from_masks else None
     model.train()
     with run:
         for step in run.steps():
@@ -148,17 +153,19 @@ def train(
             )
             mine = episodes[processes.rank :: processes.size]
             query, support, text, labels = load_episodes(mine, store, texts, model.head.needs_statistics)
-            scores = model(query, support, text)
-            final, image = loss_of(scores.final, labels), loss_of(scores.image, labels)
+            targets = Targets(labels, *masks([e.query for e in mine])) if masks else Targets(labels)
+            evidence = model.compare(query, support, text)
+            losses = model.head.losses(evidence, model.head(evidence), targets, loss_of)
 
             optimiser.zero_grad()
-            (final + image).backward()
+            torch.stack(list(losses.values())).sum().backward()
             processes.average_gradients(model)
             norm = clip_grad_norm_(model.parameters(), math.inf).item()  # measures, clips nothing
-            final, image = processes.mean(torch.stack([final, image]).detach()).tolist()
-            run.check(step, final + image, norm)
+            means = processes.mean(torch.stack(list(losses.values())).detach()).tolist()
+            run.check(step, sum(means), norm)
             optimiser.step()
-            run.record(step, loss=final + image, final=final, image=image, gradient=norm)
+            parts = dict(zip(losses, means, strict=True))
+            run.record(step, loss=sum(means), **parts, gradient=norm)
 
     model.eval()
     if out is not None and processes.is_main:
@@ -189,9 +196,19 @@ def new_model(backbone: Backbone, config: TrainConfig) -> InCTRL:
     Raises:
         InctrlError: unknown head, or one that needs a text encoder that the backbone does not have.
     """
+    kind, terms = HEADS.get(config.head), None
+    if kind and not backbone.has_text_encoder:
+        terms = kind.terms_without_text
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(config.seed)
-        model = InCTRL(backbone.embed_dim, backbone.num_patches, config.head, backbone.arguments)
+        model = InCTRL(
+            backbone.embed_dim,
+            backbone.num_patches,
+            config.head,
+            backbone.arguments,
+            terms,
+            backbone.stage_widths,
+        )
     if model.head.needs_text and not backbone.has_text_encoder:
         raise InctrlError(
             f"the head {config.head!r} needs text prototypes, and the backbone {backbone.name!r} has no text "
@@ -226,6 +243,44 @@ def describe_run(categories: Sequence[Category], store: FeatureStore, config: Tr
             digest.update(repr((item.name, item.label)).encode())
     settings = {key: value for key, value in asdict(config).items() if key != "epochs"}
     return settings | {"images": digest.hexdigest(), "features": "/".join(store.folder.parts[-2:])}
+
+
+class MaskReader:
+    """Masks of anomalies at the size of the backbone's input. Each is read once and kept, a byte a pixel.
+
+    Args:
+        categories: whose test images will be asked for.
+        backbone: whose input the masks are for; they come to its device.
+
+    Raises:
+        InctrlError: no anomalous image has a mask.
+    """
+
+    def __init__(self, categories: Sequence[Category], backbone: Backbone):
+        self.preprocessor, self.device = backbone.preprocessor, backbone.device
+        self._kept: dict[Item, Tensor] = {}
+        if not any(item.label and item.mask is not None for c in categories for item in c.test):
+            raise InctrlError(
+                "this head learns from masks, and no anomalous image of the auxiliary set has one: choose "
+                "another data set, or another head"
+            )
+
+    def __call__(self, items: Sequence[Item]) -> tuple[Bool[Tensor, "B H W"], Bool[Tensor, " B"]]:
+        """Masks, empty for a normal image; and whose mask is known.
+
+        Raises:
+            InctrlError: a mask that cannot be read, or of another size than its image (named).
+        """
+        new = [item for item in items if item.mask is not None and item not in self._kept]
+        self._kept |= zip(new, in_threads(self._read, new), strict=True)
+        empty = torch.zeros(self.preprocessor.size, dtype=torch.bool)
+        masks = torch.stack([self._kept.get(item, empty) for item in items])
+        masked = torch.tensor([item.mask is not None or not item.label for item in items])
+        return masks.to(self.device), masked.to(self.device)
+
+    def _read(self, item: Item) -> Bool[Tensor, "H W"]:
+        mask = load_mask(cast(Path | np.ndarray, item.mask), picture_size(item.image))
+        return self.preprocessor.to_model(mask) >= 0.5
 
 
 # --- one batch ---------------------------------------------------------------------------------------

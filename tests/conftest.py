@@ -41,6 +41,19 @@ def small_backbone(small_folder):
     return load_backbone(f"local-dir:{small_folder}")
 
 
+def small_cnn():
+    """A small random convolutional network as a backbone: stages of different width, no text encoder."""
+    import timm
+
+    from inctrl_lite.backbones.timm_model import TimmCNN
+    from inctrl_lite.preprocess import Preprocessor
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model("test_efficientnet", num_classes=0)
+    return TimmCNN(network, "small", preprocessor=Preprocessor((64, 64), "squeeze"))
+
+
 def draw_category(name: str, train: int = 8, normal: int = 6, anomalous: int = 8, seed: int = 0) -> Category:
     """Coloured noise; an anomalous image has a bright square somewhere, and a mask of it."""
     rng = np.random.default_rng([seed, *name.encode()])

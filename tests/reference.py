@@ -196,3 +196,91 @@ def prior_scores(model, query, normals):
         level = mean(raws) - 0.22 * math.log2(len(images) / (len(images) - 1))
     raw, whole, prior = raw_score(stages_of(query), images)
     return {"final": sigmoid(4 * (raw - level - 1 / 3)), "whole": whole, "prior": sigmoid(prior)}
+
+
+# --- InCTRLv2 -----------------------------------------------------------------------------------------
+
+
+def gelu(x):
+    return x * (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def affine(x, layer):
+    rows = zip(layer.weight, layer.bias, strict=True)
+    return torch.stack([sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in rows])
+
+
+def semantic_map(adapter, stages, prototypes):
+    """Mean over the stages, on one grid, of the probability of "anomalous" of each adapted patch."""
+    result = []
+    for i in range(len(stages[0])):
+        total = 0.0
+        for number, tokens in enumerate(stages):
+            down, _, up = adapter.layers[number % len(adapter.layers)]
+            hidden = affine(tokens[i], down)
+            adapted = affine(torch.stack([hidden.new_tensor(gelu(float(v))) for v in hidden]), up)
+            total += sigmoid(100 * (cosine(adapted, prototypes[1]) - cosine(adapted, prototypes[0])))
+        result.append(total / len(stages))
+    return result
+
+
+def v2_scores(model, query, normals, text):
+    """All terms of one query under InCTRLv2's head; `text` None: learned prototypes and no text score."""
+    head = model.head
+    residuals = patch_map(stages_of(query), stages_of(normals))
+    image = image_score(head, query, normals)
+    prototypes, whole, found = head.prototypes if text is None else text, image, {}
+    if text is not None:
+        found["text"] = text_score(query, text, 100)
+        whole = (image + found["text"]) / 2
+    dasl = semantic_map(head.discriminative, stages_of(query), prototypes)
+    oasl = semantic_map(head.one_class, stages_of(query), prototypes)
+    mixed = [0.25 * (r + a) / 2 + 0.75 * (r + o) / 2 for r, a, o in zip(residuals, dasl, oasl, strict=True)]
+    return found | {
+        "patch_map": residuals,
+        "patch": max(residuals),
+        "image": image,
+        "discriminative_map": dasl,
+        "one_class_map": oasl,
+        "pixel_map": mixed,
+        "final": 0.5 * whole + 0.5 * max(residuals),
+    }
+
+
+def stretched(values, count):
+    """A row of values at `count` pixels: linear between the centres of cells, constant beyond them."""
+    result = []
+    for pixel in range(count):
+        at = min(max((pixel + 0.5) * len(values) / count - 0.5, 0), len(values) - 1)
+        low = min(int(at), len(values) - 2)
+        result.append(values[low] + (at - low) * (values[low + 1] - values[low]))
+    return result
+
+
+def dice(p, mask):
+    return 1 - (2 * sum(a * m for a, m in zip(p, mask, strict=True)) + 1) / (sum(p) + sum(mask) + 1)
+
+
+def focal(p, mask):
+    """Mean over the pixels, with gamma = 2."""
+    right = [min(max(a if m else 1 - a, 1e-6), 1 - 1e-6) for a, m in zip(p, mask, strict=True)]
+    return -sum((1 - q) ** 2 * math.log(q) for q in right) / len(right)
+
+
+def v2_losses(scores, labels, masks, known):
+    """Losses of B queries. Maps and masks are rows: maps of N patches, masks of W pixels."""
+    found = {
+        "final": sum(focal([s["final"]], [y]) for s, y in zip(scores, labels, strict=True)) / len(labels)
+    }
+    normal = [not label for label in labels]
+    for name, kind, chosen in (("dasl", "discriminative", known), ("oasl", "one_class", normal)):
+        rows = [i for i, take in enumerate(chosen) if take]
+        values = {"focal": 0.0, "dice": 0.0, "map dice": 0.0}
+        for i in rows:
+            width, semantic = len(masks[i]), scores[i][f"{kind}_map"]
+            averaged = [(r + s) / 2 for r, s in zip(scores[i]["patch_map"], semantic, strict=True)]
+            values["focal"] += focal(stretched(semantic, width), masks[i]) / len(rows)
+            values["dice"] += dice(stretched(semantic, width), masks[i]) / len(rows)
+            values["map dice"] += dice(stretched(averaged, width), masks[i]) / len(rows)
+        found |= {f"{name} {key}": value for key, value in values.items()}
+    return found

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import small_cnn
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,12 +24,7 @@ def surface(seed: int, size: tuple[int, int] = (96, 96)) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cnn():
-    torch.manual_seed(0)
-    return TimmCNN(
-        timm.create_model("test_efficientnet", num_classes=0),
-        "small",
-        preprocessor=Preprocessor((64, 64), "squeeze"),
-    )
+    return small_cnn()
 
 
 @pytest.fixture

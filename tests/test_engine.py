@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import timm
 import torch
+from conftest import small_cnn
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError, engine
-from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.engine import OnnxBackbone, with_engine
-from inctrl_lite.preprocess import Preprocessor
 
 
 def surface(seed: int, size: tuple[int, int] = (96, 96)) -> np.ndarray:
@@ -18,8 +16,7 @@ def surface(seed: int, size: tuple[int, int] = (96, 96)) -> np.ndarray:
 @pytest.fixture
 def detector():
     torch.manual_seed(0)
-    cnn = timm.create_model("test_efficientnet", num_classes=0)
-    backbone = TimmCNN(cnn, "small", preprocessor=Preprocessor((64, 64), "squeeze"))
+    backbone = small_cnn()
     model = InCTRL(backbone.embed_dim, backbone.num_patches, "prior", stage_widths=backbone.stage_widths)
     return AnomalyDetector(model, backbone, "cpu")
 

@@ -2,17 +2,15 @@
 
 import numpy as np
 import pytest
-import timm
 import torch
+from conftest import small_cnn
 from PIL import Image
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError
 from inctrl_lite.augment import rotated_copies
 from inctrl_lite.backbones import Stage
-from inctrl_lite.backbones.timm_model import TimmCNN
 from inctrl_lite.encoder import Encoder
 from inctrl_lite.fitted import fit_category
-from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.support import SupportSet
 
 
@@ -30,8 +28,7 @@ def surface(seed: int, size: tuple[int, int] = (160, 160)) -> np.ndarray:
 def photo_like():
     """A small random convolutional network with the head of the photo detector: any input size fits."""
     torch.manual_seed(0)
-    cnn = timm.create_model("test_efficientnet", num_classes=0)
-    backbone = TimmCNN(cnn, "small", preprocessor=Preprocessor((64, 64), "squeeze"))
+    backbone = small_cnn()
     model = InCTRL(backbone.embed_dim, backbone.num_patches, "prior", stage_widths=backbone.stage_widths)
     return AnomalyDetector(model, backbone, "cpu")
 

@@ -57,6 +57,7 @@ METHODS: dict[str, Entry] = {
     "WinCLIP": Entry(WinCLIP),
     "CoOp": Entry(CoOp),
     "InCTRL (paper's head)": Entry(partial(InCTRLMethod, "paper")),
+    "InCTRLv2": Entry(partial(InCTRLMethod, "v2")),
     "InCTRL-lite": Entry(partial(InCTRLMethod, "own")),
     "InCTRL-lite, untrained": Entry(partial(InCTRLMethod, "own", learn=False)),
     "InCTRL-lite, not augmented": Entry(partial(InCTRLMethod, "own", augment=False), "lite"),

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from inctrl_lite import evidence as evidence_module
 from inctrl_lite import residual, support, training
+from inctrl_lite.backbones.base import Stage
 from inctrl_lite.baselines.base import Answer, Auxiliary, Images, Method
 from inctrl_lite.data import episodes as episodes_module
+from inctrl_lite.data.category import Item
 from inctrl_lite.data.episodes import sample_batch
 from inctrl_lite.environment import code_version
 from inctrl_lite.evidence import Evidence, compare
 from inctrl_lite.files import read_checked, write_checked
 from inctrl_lite.heads import HEADS, own_head
-from inctrl_lite.losses import focal_loss
+from inctrl_lite.losses import Targets, focal_loss
 from inctrl_lite.model import InCTRL
 from inctrl_lite.prior import train_prior
 from inctrl_lite.prompts import text_prototypes
-from inctrl_lite.training import load_episodes, prototypes_of
+from inctrl_lite.training import MaskReader, load_episodes, prototypes_of
 
 BATCH_SIZE = 48
 
@@ -37,7 +39,7 @@ class InCTRLMethod(Method):
     """A model with one of the heads, trained on the auxiliary set by `train`, or left untrained.
 
     Args:
-        head: "paper", or "own" for InCTRL-lite (`heads.own_head`).
+        head: "paper", "v2", or "own" for InCTRL-lite (`heads.own_head`).
         terms: which terms the score is made of; None: all that the backbone allows. Fewer are for ablations.
         augment: add augmented copies to the support set; None: as the head wants it.
         learn: False leaves a head with its random initial weights, and the prior out.
@@ -88,7 +90,14 @@ class InCTRLMethod(Method):
             key = ("table", 0)
             if key not in auxiliary.remembered:
                 auxiliary.remembered[key] = load_table(auxiliary)
-            train_on_table(self.model, auxiliary.remembered[key], steps=auxiliary.steps, seed=seed)
+            pictures = None
+            if self.model.head.learns_from_masks:
+                key = ("pictures", 0)
+                if key not in auxiliary.remembered:
+                    auxiliary.remembered[key] = Pictures.of(auxiliary)
+                pictures = auxiliary.remembered[key]
+            table = auxiliary.remembered["table", 0]
+            train_on_table(self.model, table, pictures, steps=auxiliary.steps, seed=seed)
 
     def _fit(self, normals: Images, category: str) -> None:
         self.normals = normals
@@ -104,7 +113,7 @@ class InCTRLMethod(Method):
         if level is not None:
             evidence = replace(evidence, normal_level=level.expand(len(queries), 1))
         scores = self.model.head(evidence)
-        return Answer(scores.final, scores.patch_map)
+        return Answer(scores.final, scores.heat_map)
 
 
 class EpisodeTable(NamedTuple):
@@ -113,10 +122,38 @@ class EpisodeTable(NamedTuple):
     Attributes:
         evidence: of E episodes.
         labels: every batch of `BATCH_SIZE` is half normal, half anomalous.
+        query: which image of the auxiliary set each query is (`images_of`).
     """
 
     evidence: Evidence
     labels: Float[Tensor, " E"]
+    query: Int[Tensor, " E"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a head that learns from masks needs beside the table, of every image of the auxiliary set.
+
+    Attributes:
+        stages: patch tokens.
+        masks, masked: see `Targets`.
+    """
+
+    stages: tuple[Stage, ...]
+    masks: Bool[Tensor, "I H W"]
+    masked: Bool[Tensor, " I"]
+
+    @classmethod
+    def of(cls, auxiliary: Auxiliary) -> Pictures:
+        """Read them: about 350 KB an image with the tiny CLIP."""
+        items = images_of(auxiliary)
+        reader = MaskReader(auxiliary.categories, auxiliary.backbone)
+        return cls(auxiliary.store.load(items).stages, *reader(items))
+
+
+def images_of(auxiliary: Auxiliary) -> list[Item]:
+    """All images of the auxiliary set, in order."""
+    return [item for c in auxiliary.categories for item in (*c.train, *c.test)]
 
 
 @torch.no_grad()
@@ -124,13 +161,15 @@ def tabulate_episodes(auxiliary: Auxiliary, shots: int = 4, seed: int = 0) -> Ep
     """Draw batches of episodes and compute their evidence."""
     categories, store = auxiliary.categories, auxiliary.store
     texts = prototypes_of(categories, auxiliary.backbone)
-    parts, labels = [], []
+    row = {item: i for i, item in enumerate(images_of(auxiliary))}
+    parts, labels, queries = [], [], []
     for step in tqdm(range(auxiliary.batches), desc="episodes", unit="batch", disable=not auxiliary.progress):
         episodes = sample_batch(categories, step, batch_size=BATCH_SIZE, shots=shots, seed=seed)
         query, normals, text, label = load_episodes(episodes, store, texts)
         parts.append(replace(compare(query, normals, text), query_stages=()))
         labels.append(label)
-    return EpisodeTable(Evidence.cat(parts), torch.cat(labels))
+        queries += [row[e.query] for e in episodes]
+    return EpisodeTable(Evidence.cat(parts), torch.cat(labels), torch.tensor(queries))
 
 
 def load_table(auxiliary: Auxiliary) -> EpisodeTable:
@@ -158,22 +197,33 @@ def load_table(auxiliary: Auxiliary) -> EpisodeTable:
     if data is None:
         table = tabulate_episodes(auxiliary)
         tensors = {k: v for k, v in vars(table.evidence).items() if isinstance(v, Tensor)}
-        columns = tensors | {"labels": table.labels}
+        columns = tensors | {"labels": table.labels, "query": table.query}
         data = save({name: column.cpu().contiguous() for name, column in columns.items()})
         write_checked(path, data)
     columns = {name: column.to(auxiliary.backbone.device) for name, column in load(data).items()}
-    labels = columns.pop("labels")
+    labels, query = columns.pop("labels"), columns.pop("query")
     fields: dict[str, Any] = columns
-    return EpisodeTable(Evidence(**fields), labels)
+    return EpisodeTable(Evidence(**fields, map_grid=auxiliary.backbone.map_grid), labels, query)
 
 
 def train_on_table(
-    model: InCTRL, table: EpisodeTable, *, steps: int = 200, learning_rate: float = 1e-3, seed: int = 0
+    model: InCTRL,
+    table: EpisodeTable,
+    pictures: Pictures | None = None,
+    *,
+    steps: int = 200,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.01,
+    seed: int = 0,
 ) -> InCTRL:
-    """Train a model as `training.train` does, on batches drawn from a table of episodes."""
+    """Train a model as `training.train` does, on batches drawn from a table of episodes.
+
+    Args:
+        pictures: of the same auxiliary set, for a head that learns from masks.
+    """
     normal, anomalous = (torch.nonzero(table.labels == label)[:, 0] for label in (0, 1))
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.train().parameters(), learning_rate, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(model.train().parameters(), learning_rate, weight_decay=weight_decay)
     loss_of = partial(focal_loss, double_sigmoid=model.head.loss_on_logits)
     for _ in range(steps):
         rows = torch.cat(
@@ -182,11 +232,13 @@ def train_on_table(
                 for kind in (normal, anomalous)
             ]
         )
-        labels = table.labels[rows]
-        scores = model.head(table.evidence[rows])
-        loss = loss_of(scores.final, labels)
-        if "image" in model.head.terms:
-            loss = loss + loss_of(scores.image, labels)
+        evidence, targets = table.evidence[rows], Targets(table.labels[rows])
+        if pictures is not None:
+            seen = table.query[rows]
+            evidence = replace(evidence, query_stages=tuple(stage[seen] for stage in pictures.stages))
+            targets = Targets(targets.labels, pictures.masks[seen], pictures.masked[seen])
+        losses = model.head.losses(evidence, model.head(evidence), targets, loss_of)
+        loss = torch.stack(list(losses.values())).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -5,8 +5,9 @@ from inctrl_lite.heads.base import TERMS, Adapter, Head, ScoreHead, fuse
 from inctrl_lite.heads.lite import LiteConfig, LiteHead
 from inctrl_lite.heads.paper import PaperHead
 from inctrl_lite.heads.prior import PriorConfig, PriorHead
+from inctrl_lite.heads.v2 import PatchAdapter, V2Config, V2Head
 
-HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead, "prior": PriorHead}
+HEADS: dict[str, type[Head]] = {"paper": PaperHead, "lite": LiteHead, "prior": PriorHead, "v2": V2Head}
 
 
 def own_head(backbone: Backbone) -> str:
@@ -22,9 +23,12 @@ __all__ = [
     "LiteConfig",
     "LiteHead",
     "PaperHead",
+    "PatchAdapter",
     "PriorConfig",
     "PriorHead",
     "ScoreHead",
+    "V2Config",
+    "V2Head",
     "fuse",
     "own_head",
 ]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from inctrl_lite.backbones.base import ImageFeatures
 from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
+from inctrl_lite.losses import Targets
+from inctrl_lite.residual import text_cosines, text_score
 from inctrl_lite.support import SupportSet
 
 TERMS = ("text", "image", "patch")
@@ -27,6 +31,8 @@ class Head(nn.Module, ABC):
         loss_on_logits: the focal loss passes its scores through a second sigmoid, as the public code does.
         all_terms: the terms that this kind of head has.
         any_grid: it works on a residual map of any size.
+        learns_from_masks: its losses compare maps with masks.
+        terms_without_text: its terms for a backbone without text encoder; None where it needs one.
     """
 
     needs_statistics: ClassVar[bool] = False
@@ -34,12 +40,19 @@ class Head(nn.Module, ABC):
     loss_on_logits: ClassVar[bool] = False
     all_terms: ClassVar[tuple[str, ...]] = TERMS
     any_grid: ClassVar[bool] = False
+    learns_from_masks: ClassVar[bool] = False
+    terms_without_text: ClassVar[tuple[str, ...] | None] = None
     terms: tuple[str, ...]
 
     @property
     def needs_text(self) -> bool:
         """Whether it uses the text prototypes."""
         return "text" in self.terms
+
+    @property
+    def text_scale(self) -> float | Tensor:
+        """Factor of the cosines in the text score; the public code's constant."""
+        return 100.0
 
     @classmethod
     def build(
@@ -75,9 +88,47 @@ class Head(nn.Module, ABC):
         """What the head expects of a normal image, from one support set; None where it needs nothing."""
         return None
 
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None) -> Scores:
+        """Scores of B queries where no normal image is known (K = 0): the prior alone, which is weak.
+
+        Here the text score; the maps are 0, because there is nothing to be unlike.
+
+        Args:
+            query: features of the queries.
+            text: text prototypes of the category.
+
+        Raises:
+            InctrlError: the head has no prior.
+        """
+        if "text" not in self.terms:
+            raise InctrlError("this head compares queries with normal images: give one or more")
+        cosines = text_cosines(query.global_embedding, given(text, "text prototypes"))
+        score = text_score(cosines, self.text_scale)
+        blank = score.new_zeros(len(score), math.prod(query.map_grid))
+        return Scores(score, patch_map=blank, patch=torch.zeros_like(score), text=score)
+
     @abstractmethod
     def forward(self, evidence: Evidence) -> Scores:
         """Scores of B queries, each in (0, 1); `Scores` says what each term is."""
+
+    def losses(
+        self,
+        evidence: Evidence,
+        scores: Scores,
+        targets: Targets,
+        focal: Callable[[Tensor, Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """The parts of the training loss by name; their sum is what training makes small.
+
+        Args:
+            evidence, scores: what was compared, and what the head said of it.
+            targets: what it should have said.
+            focal: the focal loss of scores and labels.
+        """
+        found = {"final": focal(scores.final, targets.labels)}
+        if "image" in self.terms:
+            found["image"] = focal(given(scores.image, "an image score"), targets.labels)
+        return found
 
 
 def given(tensor: Tensor | None, what: str) -> Tensor:

@@ -93,6 +93,11 @@ class LiteHead(Head):
     ) -> LiteHead:
         return cls(embed_dim, num_patches, terms)
 
+    @property
+    def text_scale(self) -> Tensor:
+        """Factor of the cosines in the text score; learned."""
+        return self.log_text_scale.exp()
+
     def forward(self, evidence: Evidence) -> Scores:
         """Scores with all terms; `holistic_map` has `ranks` entries."""
         config = self.config
@@ -101,7 +106,7 @@ class LiteHead(Head):
         text = torch.zeros_like(image)
         if self.needs_text:
             cosines = given(evidence.text_cosines, "text prototypes")
-            text = text_score(cosines, self.log_text_scale.exp())
+            text = text_score(cosines, self.text_scale)
         statistics = given(evidence.normal_statistics, "normal statistics")
         z = ranked_z_scores(evidence.patch_map, statistics, config)  # [B, ranks]
         global_score = (self.whole[0] * (log_global_ratio(evidence) - self.whole[1])).sigmoid()

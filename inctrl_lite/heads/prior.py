@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.backbones.base import Stage
+from inctrl_lite.backbones.base import ImageFeatures, Stage
+from inctrl_lite.errors import InctrlError
 from inctrl_lite.evidence import Evidence, Scores
 from inctrl_lite.heads.base import Head, given
 from inctrl_lite.residual import resample_map
@@ -131,6 +132,17 @@ class PriorHead(Head):
             whole = self.whole_residual(stage_maps).clamp_min(SMALLEST)
             raw = raw + self.config.whole_weight * whole.log()
         return raw
+
+    def without_normals(self, query: ImageFeatures, text: Float[Tensor, "2 D"] | None) -> Scores:
+        """The prior alone: its mean over the image, and its map, each in (0, 1).
+
+        The mean was better than the peak on the development sets (benchmarks/what_training_adds.py).
+        """
+        if "prior" not in self.terms:
+            raise InctrlError("this head compares queries with normal images: give one or more")
+        prior = self.prior_map(query.stages, query.map_grid)
+        score, maps = prior.mean(-1).sigmoid(), prior.sigmoid()
+        return Scores(score, torch.zeros_like(maps), torch.zeros_like(score), prior=score, pixel_map=maps)
 
     def whole_residual(self, stage_maps: Float[Tensor, "B L N"]) -> Float[Tensor, " B"]:
         """Mean residual of the whole map over the middle and later stages; early ones see only texture."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +49,9 @@ def main() -> None:
     sources = {path.stem: read(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
     execute(sources | {"index": landing()})
     for name in sources:
-        write_changed(BOOK / "notebooks" / f"{name}.ipynb", dump(with_own_glossary(dress(name))))
+        write_changed(
+            BOOK / "notebooks" / f"{name}.ipynb", dump(with_solutions(with_own_glossary(dress(name))))
+        )
     for path in (BOOK / "notebooks").glob("*.ipynb"):
         if path.stem not in sources:
             path.unlink()
@@ -187,6 +191,26 @@ def dress(name: str) -> Notebook:
             if view and (picture := still(widgets["state"], view["model_id"])):
                 data = {"text/html": f"<noscript>{picture}</noscript>"}
                 cell.outputs.insert(i + 1, nbformat.v4.new_output("display_data", data))
+    return notebook
+
+
+def with_solutions(notebook: Notebook) -> Notebook:
+    """Behind each exercise a solution to unfold: its answer key. A lesson with its own stays as it is."""
+    from inctrl_lite.checks import exercises
+    from inctrl_lite.course import UNANSWERED
+
+    if any("<summary>Solution</summary>" in cell.source for cell in notebook.cells):
+        return notebook
+    known, cells = exercises(), []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and UNANSWERED in cell.source:
+            names = re.findall(r"checks\.check_(\w+)\(", cell.source)
+            keys = [textwrap.dedent(inspect.getsource(known[name].solution)).rstrip() for name in names]
+            code = "\n\n\n".join(keys)
+            text = f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n</details>"
+            cells.append(nbformat.v4.new_markdown_cell(text, id=f"{cell.id}-solution"))
+    notebook.cells = cells
     return notebook
 
 

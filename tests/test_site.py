@@ -59,6 +59,31 @@ def pages(monkeypatch):
     return importlib.import_module("site_pages")
 
 
+def test_behind_each_exercise_is_its_answer_key(build):
+    from inctrl_lite.checks import exercises
+
+    for path in NOTEBOOKS:
+        notebook = build.with_solutions(nbformat.read(path, as_version=4))
+        nbformat.validate(notebook)
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        shown = re.findall(
+            r"<summary>Solution</summary>\n\n```python\n(.+?)\n```\n</details>", text, flags=re.S
+        )
+        names = [name for code in shown for name in re.findall(r"^(?:def|class) (\w+)", code, flags=re.M)]
+        stubs = re.findall(r"checks\.check_(\w+)\(", "\n".join(c.source for c in notebook.cells))
+        assert sorted(names) == sorted(set(stubs)), path.name
+        assert set(names) <= set(exercises())
+
+
+@built
+def test_solutions_can_be_unfolded_on_the_site():
+    for path in NOTEBOOKS:
+        page = (HTML / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+        exercises = json.loads(path.read_text("utf-8"))["cells"]
+        count = sum("**Difficulty** " in "".join(cell["source"]) for cell in exercises)
+        assert page.count("<summary>Solution</summary>") >= min(count, 1), path.name
+
+
 # --- the sources ---------------------------------------------------------------------------------------
 
 

@@ -569,6 +569,16 @@ def course_zip(out: Path = Path("course.zip"), notebooks: Notebooks = None) -> N
     print(student_zip(notebooks or lessons(), out))
 
 
+@course_app.command("nbgrader")
+def course_nbgrader(out: Path = Path("nbgrader"), notebooks: Notebooks = None) -> None:
+    """Write an nbgrader course: a source assignment for each lesson, with points for its exercises."""
+    from inctrl_lite.course import lessons
+    from inctrl_lite.grading import nbgrader_course
+
+    written = nbgrader_course(notebooks or lessons(), out)
+    print(f"{len(written)} assignments in {out / 'source'}; next: nbgrader generate_assignment NAME")
+
+
 @course_app.command("solve")
 def course_solve(out: Path = Path("solved"), notebooks: Notebooks = None) -> None:
     """Write solved versions, with the answer keys in place of the stubs."""

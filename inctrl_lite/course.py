@@ -167,7 +167,7 @@ def lay_out(out: str | Path) -> tuple[list[Path], list[Path]]:
     """
     written: list[Path] = []
     kept: list[Path] = []
-    for path in _notebooks(lessons()):
+    for path in notebook_files(lessons()):
         target = Path(out) / path.name
         if target.exists():
             kept.append(target)
@@ -187,7 +187,7 @@ def student_zip(notebooks: str | Path, out: str | Path) -> Path:
     """
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _notebooks(notebooks):
+        for path in notebook_files(notebooks):
             info = zipfile.ZipInfo(f"inctrl_lite_course/{path.name}", (2026, 1, 1, 0, 0, 0))  # reproducible
             archive.writestr(info, path.read_text(encoding="utf-8"), zipfile.ZIP_DEFLATED)
     return write_whole(out, lambda temporary: temporary.write_bytes(buffer.getvalue()))
@@ -202,7 +202,7 @@ def solve(notebooks: str | Path, out: str | Path) -> list[Path]:
     from inctrl_lite.checks import exercises
 
     known, written = exercises(), []
-    for path in _notebooks(notebooks):
+    for path in notebook_files(notebooks):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             source = "".join(cell["source"])
@@ -227,7 +227,12 @@ def _solved(source: str, known: dict[str, Any], path: Path) -> str:
     return "\n".join(lines)
 
 
-def _notebooks(folder: str | Path) -> list[Path]:
+def notebook_files(folder: str | Path) -> list[Path]:
+    """The notebooks of a folder, in order.
+
+    Raises:
+        InctrlError: there is none.
+    """
     found = sorted(Path(folder).glob("*.ipynb"))
     if not found:
         raise InctrlError(f"no notebooks in {folder}: give the folder notebooks/ of the repository")

@@ -251,13 +251,17 @@ class MaskReader:
     Args:
         categories: whose test images will be asked for.
         backbone: whose input the masks are for; they come to its device.
+        size: rows and columns of the masks; None: those of the input.
 
     Raises:
         InctrlError: no anomalous image has a mask.
     """
 
-    def __init__(self, categories: Sequence[Category], backbone: Backbone):
+    def __init__(
+        self, categories: Sequence[Category], backbone: Backbone, size: tuple[int, int] | None = None
+    ):
         self.preprocessor, self.device = backbone.preprocessor, backbone.device
+        self.size = size or backbone.preprocessor.size
         self._kept: dict[Item, Tensor] = {}
         if not any(item.label and item.mask is not None for c in categories for item in c.test):
             raise InctrlError(
@@ -273,14 +277,14 @@ class MaskReader:
         """
         new = [item for item in items if item.mask is not None and item not in self._kept]
         self._kept |= zip(new, in_threads(self._read, new), strict=True)
-        empty = torch.zeros(self.preprocessor.size, dtype=torch.bool)
+        empty = torch.zeros(self.size, dtype=torch.bool)
         masks = torch.stack([self._kept.get(item, empty) for item in items])
         masked = torch.tensor([item.mask is not None or not item.label for item in items])
         return masks.to(self.device), masked.to(self.device)
 
     def _read(self, item: Item) -> Bool[Tensor, "H W"]:
         mask = load_mask(cast(Path | np.ndarray, item.mask), picture_size(item.image))
-        return self.preprocessor.to_model(mask) >= 0.5
+        return self.preprocessor.to_model(mask, self.size) >= 0.5
 
 
 # --- one batch ---------------------------------------------------------------------------------------

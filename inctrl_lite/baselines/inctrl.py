@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,7 @@ from inctrl_lite.prompts import text_prototypes
 from inctrl_lite.training import MaskReader, load_episodes, prototypes_of
 
 BATCH_SIZE = 48
+MASK_SIDE = 120
 
 
 class InCTRLMethod(Method):
@@ -145,9 +147,15 @@ class Pictures:
 
     @classmethod
     def of(cls, auxiliary: Auxiliary) -> Pictures:
-        """Read them: about 350 KB an image with the tiny CLIP."""
+        """Read them: about 350 KB an image with the tiny CLIP.
+
+        Masks have at most `MASK_SIDE` rows and columns: a map of 15 x 15 patches knows no more.
+        """
         items = images_of(auxiliary)
-        reader = MaskReader(auxiliary.categories, auxiliary.backbone)
+        sides = auxiliary.backbone.preprocessor.size
+        factor = math.ceil(max(sides) / MASK_SIDE)
+        size = (math.ceil(sides[0] / factor), math.ceil(sides[1] / factor))
+        reader = MaskReader(auxiliary.categories, auxiliary.backbone, size)
         return cls(auxiliary.store.load(items).stages, *reader(items))
 
 

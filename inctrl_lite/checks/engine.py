@@ -83,6 +83,17 @@ class Exercise:
             CheckFailed: the answer is wrong (the message names the likely mistake), or, with
                 INCTRL_LITE_STRICT=1, was not attempted.
         """
+        return self._check(answer, os.environ.get(STRICT) == "1")
+
+    def grade(self, answer: Callable) -> None:
+        """Check an answer that counts: one that was not attempted is wrong.
+
+        Raises:
+            CheckFailed: it is wrong, or was not attempted.
+        """
+        self._check(answer, strict=True)
+
+    def _check(self, answer: Callable, strict: bool) -> Callable:
         cases = [self.cases(seed) for seed in range(self.number)]
         expected = [self.run(self.solution, *deepcopy(case)) for case in cases]
         results: list[Any] = []
@@ -91,7 +102,7 @@ class Exercise:
             try:
                 results.append(self.run(answer, *given))
             except NotImplementedError:
-                return self._not_attempted()
+                return self._not_attempted(strict)
             except Exception as error:
                 raise CheckFailed(self._raised(cases, results, error)) from error
             if not same(list(given), list(case), 0.0):
@@ -105,8 +116,8 @@ class Exercise:
             return answer
         return _converted(answer, expected[0])
 
-    def _not_attempted(self) -> Callable:
-        if os.environ.get(STRICT) == "1":
+    def _not_attempted(self, strict: bool) -> Callable:
+        if strict:
             raise CheckFailed(f"{self.name} was not attempted")
         print(f"○ {self.name}: not attempted yet; the notebook continues with the library's function")
         return self.library or self.solution

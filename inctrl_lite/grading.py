@@ -1,8 +1,8 @@
 """The lessons as an nbgrader course: `inctrl-lite course nbgrader`.
 
 Each lesson becomes a source assignment. nbgrader makes the students' version of it (it takes out the answer
-keys between its marks), collects what they hand in, and runs the graded cells. A graded cell calls the check of
-the exercise, so that every right answer gets its points, and a wrong one the usual hint.
+keys between its marks), collects what they hand in, and runs the graded cells. A graded cell calls the check
+of the exercise, so that every right answer gets its points, and a wrong one the usual hint.
 """
 
 from __future__ import annotations

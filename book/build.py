@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from instructors import notes_page
 from PIL import Image
 from site_pages import revision
 from vendor import RUNTIME_FILES, vendor, vendored
@@ -57,6 +58,7 @@ def main() -> None:
             path.unlink()
     write_changed(BOOK / "index.ipynb", dump(dress("index")))
     write_results()
+    write_changed(BOOK / "instructor_notes.md", notes_page(ROOT / "notebooks"))
     made = digest([*contents(BOOK, *LIBRARY, ROOT / "pyproject.toml"), revision().encode()])
     stamp = HTML.parent / "stamp.txt"
     if not (HTML / "index.html").exists() or not stamp.exists() or stamp.read_text(encoding="utf-8") != made:

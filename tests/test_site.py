@@ -75,6 +75,21 @@ def test_behind_each_exercise_is_its_answer_key(build):
         assert set(names) <= set(exercises())
 
 
+def test_instructor_notes_have_every_lesson_and_its_mistakes(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK)
+    notes = importlib.import_module("instructors")
+    from inctrl_lite.checks import exercises
+
+    page = notes.notes_page(ROOT / "notebooks")
+    for path in NOTEBOOKS:
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        assert f"## {title}\n" in page and f"(notebooks/{path.name})" in page
+    shown = page.count("<details><summary>Exercise ")
+    assert shown == page.count("</details>") == len(exercises())
+    assert page.count("\n- ") == sum(len(exercise.mistakes) for exercise in exercises().values())
+    assert notes.escaped("`a * b` is a*b, $5 < x") == "`a * b` is a\\*b, \\$5 \\< x"
+
+
 @built
 def test_solutions_can_be_unfolded_on_the_site():
     for path in NOTEBOOKS:

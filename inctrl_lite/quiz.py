@@ -27,7 +27,7 @@ _STYLE = """<style>
 .inctrl-quiz p { margin: 0 0 .5rem }
 .inctrl-quiz details { margin: .35rem 0; border: 1px solid; border-radius: 4px !important; background: none }
 .inctrl-quiz summary { padding: .4rem .7rem; cursor: pointer; overflow-wrap: anywhere }
-.inctrl-quiz summary:focus-visible { outline: 3px solid; outline-offset: 2px }
+.inctrl-quiz summary:focus-visible { outline: 3px solid; outline-offset: -3px }
 .inctrl-quiz details > div { margin: 0 .7rem .6rem; padding-left: .7rem; border-left: 3px solid }
 .inctrl-quiz code { background: none; color: inherit; border: 0; padding: 0; overflow-wrap: anywhere }
 </style>"""

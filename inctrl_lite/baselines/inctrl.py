@@ -124,12 +124,13 @@ class EpisodeTable(NamedTuple):
     Attributes:
         evidence: of E episodes.
         labels: every batch of `BATCH_SIZE` is half normal, half anomalous.
-        query: which image of the auxiliary set each query is (`images_of`).
+        query: which image of the auxiliary set each query is (`images_of`); only a head that learns from masks
+            needs it.
     """
 
     evidence: Evidence
     labels: Float[Tensor, " E"]
-    query: Int[Tensor, " E"]
+    query: Int[Tensor, " E"] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ def load_table(auxiliary: Auxiliary) -> EpisodeTable:
     data = read_checked(path)
     if data is None:
         table = tabulate_episodes(auxiliary)
+        assert table.query is not None
         tensors = {k: v for k, v in vars(table.evidence).items() if isinstance(v, Tensor)}
         columns = tensors | {"labels": table.labels, "query": table.query}
         data = save({name: column.cpu().contiguous() for name, column in columns.items()})
@@ -241,7 +243,7 @@ def train_on_table(
             ]
         )
         evidence, targets = table.evidence[rows], Targets(table.labels[rows])
-        if pictures is not None:
+        if pictures is not None and table.query is not None:
             seen = table.query[rows]
             evidence = replace(evidence, query_stages=tuple(stage[seen] for stage in pictures.stages))
             targets = Targets(targets.labels, pictures.masks[seen], pictures.masked[seen])

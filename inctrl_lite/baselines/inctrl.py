@@ -124,8 +124,8 @@ class EpisodeTable(NamedTuple):
     Attributes:
         evidence: of E episodes.
         labels: every batch of `BATCH_SIZE` is half normal, half anomalous.
-        query: which image of the auxiliary set each query is (`images_of`); only a head that learns from masks
-            needs it.
+        query: which image of the auxiliary set each query is (`images_of`), for a head that learns from
+            masks.
     """
 
     evidence: Evidence

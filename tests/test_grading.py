@@ -1,6 +1,7 @@
 """The nbgrader course: sound cells, answers between marks, and what nbgrader itself makes of it."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -87,7 +88,10 @@ def test_nbgrader_gives_a_solved_lesson_all_points_and_an_open_one_none(course):
 
     def nbgrader(*words: str) -> None:
         command = [sys.executable, "-m", "nbgrader", *words]
-        run = subprocess.run(command, cwd=course, capture_output=True, text=True, timeout=900)
+        own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # it calls alembic
+        run = subprocess.run(
+            command, cwd=course, capture_output=True, text=True, timeout=900, env=os.environ | own
+        )
         assert run.returncode == 0, run.stderr[-2000:]
 
     nbgrader("generate_assignment", lesson)

@@ -521,8 +521,9 @@ def figure(table: pd.DataFrame) -> Figure:
         for method, colour in COLOURS.items():
             line = rows_of(table, tower, sets, method, auxiliary)
             if len(line):
-                look = "--" if method == RESIDUAL else "-"
-                left.plot(range(len(line)), line["aupro"], look, color=colour, marker="o", label=method)
+                look, above = ("--", 9) if method == RESIDUAL else ("-", 2)
+                places = range(len(line))
+                left.plot(places, line["aupro"], look, color=colour, marker="o", label=method, zorder=above)
         left.set(title=title, ylabel="AUPRO", xlabel="K")
         left.set_xticks(range(len(SHOTS)), [str(k) for k in SHOTS])
         for ax, name, column, plain in (
@@ -533,7 +534,7 @@ def figure(table: pd.DataFrame) -> Figure:
             values = np.array([[row[f"{column}{end}"] for end in ("", "_low", "_high")] for row in swept])
             ax.plot(SWEPT, values[:, 0], color=COLOURS[V2], marker="o")
             ax.fill_between(SWEPT, values[:, 1], values[:, 2], color=COLOURS[V2], alpha=0.15)
-            level = rows_of(table, tower, sets, RESIDUAL, auxiliary).loc[4, column]
+            level = values[-1, 0]  # nothing but the residual map, or its largest value, is left
             ax.axhline(level, color="black", ls="--", label=plain)
             ax.set(xlabel=f"{name}, K = 4", ylabel={"aupro": "AUPRO", "auroc": "image AUROC"}[column])
             ax.legend(frameon=False, fontsize=8)
@@ -549,13 +550,14 @@ def cell(row: pd.Series, name: str, sign: str = "") -> str:
 
 def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> str:
     """All methods at K = 4, and the gain of the map over the residual map by K."""
-    head = ["K = 4", "image AUROC", "pixel AUROC", "AUPRO", "largest pixel F1"]
+    head = ["K = 4", "image AUROC", "AUPRO", "AUPRO, gain over the residual map", "largest pixel F1"]
     lines = [head, ["---"] * len(head)]
     for method in (RESIDUAL, V1, *MAPS, UNTRAINED, LITE, TOKENS, DIFFERENCES):
         found = rows_of(table, tower, sets, method, auxiliary)
         if len(found):
             row = found.loc[4]
-            lines.append([method, *(cell(row, n) for n in ("auroc", "pixel_auroc", "aupro", "pixel_f1_max"))])
+            gain = cell(row, "aupro_gain", "+")
+            lines.append([method, cell(row, "auroc"), cell(row, "aupro"), gain, cell(row, "pixel_f1_max")])
     gains = [["gain over the residual map", *(f"K = {k}" for k in SHOTS)], ["---"] * (1 + len(SHOTS))]
     found = rows_of(table, tower, sets, V2, auxiliary)
     for title, name in (

@@ -324,7 +324,8 @@ def dots(panels: Mapping[str, pd.DataFrame], shots: int, width: float = 9.0) -> 
         labels = [*STORY, "best training-free,\nchosen afterwards"]
         ax.set_yticks(range(len(names)), labels if stacked or not number else [""] * len(names))
         ax.set_ylim(len(names) - 0.4, -0.7)
-        ax.set_title(title, fontsize=10, fontweight="bold", pad=14)
+        heading = title.replace(", ", ",\n") if stacked else title  # a phone is narrower than a title
+        ax.set_title(heading, fontsize=10, fontweight="bold", pad=14)
         ax.grid(axis="x", color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right", "left"]].set_visible(False)

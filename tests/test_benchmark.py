@@ -152,7 +152,7 @@ def test_a_method_that_cannot_be_trained_is_named_and_the_others_go_on(run, monk
     monkeypatch.setattr(METHODS["InCTRL (paper's head)"].kind, "_train", fail)
     result = run()
     first, second = result.failed  # one line a category, with all methods that are trained in this way
-    assert first.startswith("one/nut, InCTRL (paper's head), InCTRL-lite, ")
+    assert first.startswith("one/nut, InCTRL (paper's head), InCTRLv2, InCTRL-lite, ")
     assert first.endswith(": no masks to learn from") and second.startswith("two/bolt, ")
     assert "InCTRL (paper's head)" not in set(result.cells["method"])
     assert "patch max" in set(result.cells["method"])

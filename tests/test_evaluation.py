@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_detector_in_the_order_of_the_images(model, smal
     detector = AnomalyDetector(model, small_backbone, "cpu").fit([i.image for i in normals], category.name)
     expected = detector.predict([item.image for item in items])
     np.testing.assert_allclose(scores.final, expected.scores, atol=1e-5)
-    for item, row in zip(expected, scores.patch_map, strict=True):
+    for item, row in zip(expected, scores.heat_map, strict=True):
         np.testing.assert_allclose(row.view(small_backbone.map_grid), item.patch_map, atol=1e-5)
 
 

@@ -249,6 +249,10 @@ def test_masks_come_at_the_size_of_the_input(small_backbone, small_categories):
     assert not masks[0].any() and not masks[2].any()
     share = small_backbone.preprocessor.to_model(np.asarray(anomalous.mask, bool)).mean().item()
     assert masks[1].float().mean().item() == pytest.approx(share, abs=0.02)
+    coarse = MaskReader([category], small_backbone, (6, 6))([anomalous])[0]
+    covered = small_backbone.preprocessor.to_model(np.asarray(anomalous.mask, bool), (6, 6))
+    assert ((covered > 0) & (covered < 1)).any()  # some cells are covered in part
+    assert torch.equal(coarse[0], covered >= 0.5)
 
 
 def test_without_a_text_encoder_the_prototypes_are_learned():

@@ -70,7 +70,9 @@ class FolderScores:
         lines = [f"{len(self.predictions)} images scored against {len(self.normals)} normal ones"]
         if not self.normals:
             lines = [f"{len(self.predictions)} images scored without normal images: {WITHOUT_NORMALS}"]
-        if threshold is None:
+        if threshold is None and not self.normals:
+            lines[0] += " (give --threshold)"
+        elif threshold is None:
             lines[0] += "; no threshold (give --threshold, or two normal images or more)"
         else:
             found = sum(bool(prediction.is_anomalous) for prediction in self.predictions)

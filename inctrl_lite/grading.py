@@ -34,8 +34,11 @@ def nbgrader_course(notebooks: str | Path, out: str | Path) -> list[Path]:
     An exercise is worth as many points as it has dots of difficulty.
 
     Raises:
-        InctrlError: no notebooks there, or an exercise without an answer key (named).
+        InctrlError: no notebooks there, an exercise without an answer key (named), or a folder that holds a
+            course already: what a teacher has changed in it is never overwritten.
     """
+    if (Path(out) / "nbgrader_config.py").exists() or (Path(out) / "source").exists():
+        raise InctrlError(f"{out} holds a course already, which is not overwritten: name a new folder")
     from inctrl_lite.checks import exercises
 
     known, written = exercises(), []

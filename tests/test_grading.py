@@ -76,6 +76,14 @@ def test_grading_is_strict(capsys):
         exercise.grade(lambda maps, masks: 1 - exercise.solution(maps, masks))
 
 
+def test_a_course_that_is_there_is_not_overwritten(course):
+    before = (course / "nbgrader_config.py").read_text(encoding="utf-8")
+    (course / "nbgrader_config.py").write_text(before + "# mine\n", encoding="utf-8")
+    with pytest.raises(InctrlError, match="holds a course already"):
+        nbgrader_course(NOTEBOOKS, course)
+    assert (course / "nbgrader_config.py").read_text(encoding="utf-8").endswith("# mine\n")
+
+
 def test_a_folder_without_notebooks_says_so(tmp_path):
     with pytest.raises(InctrlError, match="no notebooks"):
         nbgrader_course(tmp_path, tmp_path / "out")

@@ -28,6 +28,7 @@ sys.path.append(str(BOOK.parent / "benchmarks"))
 import pretraining as pretraining_study  # noqa: E402
 import quality  # noqa: E402
 import speed as speed_study  # noqa: E402
+import tower_speed as tower_study  # noqa: E402
 from record import save_figure  # noqa: E402
 
 from inctrl_lite import benchmark_report  # noqa: E402
@@ -297,6 +298,15 @@ def cost(results: Path, runs: list[Run]) -> list[str]:
             markdown(["K (tiny detector)", *(f"ms per image, support set {name}" for name in views)], rows),
             picture("speed", text, alt=text),
         ]
+    if (results / "tower_speed.json").exists():
+        run = json.loads((results / "tower_speed.json").read_text(encoding="utf-8"))
+        parts.append(tower_study.sentences(run))
+        text = "Time of an image for each network, with the comparison and InCTRL-lite's head: against K, "
+        text += "against the batch, and, where a network takes any size, against the side of the image."
+        inside += [
+            f"{machine(run['environment'])} {tower_study.table(run)}",
+            picture("towers", text, alt=text),
+        ]
     inside += [
         f"**{run.title}**\n\n{figure(run.folder.name, 'cost')}"
         for run in runs
@@ -406,6 +416,10 @@ def draw_figures(results: Path) -> None:
         measured = run["ms per image by K"], run["seconds by images"]
         save_figure(speed_study.plot(*measured), FIGURES / "speed.png")
         save_figure(speed_study.plot(*measured, PHONE), FIGURES / "speed-phone.png")
+    if (results / "tower_speed.json").exists():
+        towers = json.loads((results / "tower_speed.json").read_text(encoding="utf-8"))["towers"]
+        save_figure(tower_study.figure(towers), FIGURES / "towers.png")
+        save_figure(tower_study.figure(towers, PHONE), FIGURES / "towers-phone.png")
     for name, run in runs.items():
         cells, spent = (pd.read_csv(run.folder / f"{what}.csv") for what in ("cells", "cost"))
         for width, end in ((WIDE, ""), (PHONE, "-phone")):
@@ -441,7 +455,8 @@ def card(examples: Path) -> Image.Image:
 def _inputs(results: Path) -> Iterator[bytes]:
     files = (path for path in sorted(results.rglob("*")) if path.suffix in (".csv", ".json", ".jpg"))
     yield from (path.read_bytes() for path in files)
-    drawn_by = (benchmark_report.__file__, pretraining_study.__file__, speed_study.__file__, __file__)
+    drawn_by = (benchmark_report.__file__, pretraining_study.__file__, speed_study.__file__)
+    drawn_by += (tower_study.__file__, __file__)
     yield from (Path(file).read_bytes() for file in drawn_by)
 
 

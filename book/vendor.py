@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from inctrl_lite.npm import RUNTIME, npm_pack
+from inctrl_lite.npm import MATHJAX, RUNTIME, npm_pack
 
 BOOK = Path(__file__).parent
 ASSETS = BOOK / "assets" / "vendor"  # becomes part of the site
@@ -26,8 +26,8 @@ PACKAGES = {
         "777158e89275e16bd51aec3ef714fbcb5dc45789e7078659933bc814916d7dec",
         {"require.js": ASSETS},
     ),
-    "mathjax@3.2.2": (
-        "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
+    MATHJAX[0]: (
+        MATHJAX[1],
         {
             "es5/tex-mml-chtml.js": ASSETS / "mathjax",
             "es5/output/chtml/fonts/woff-v2/*.woff": ASSETS / "mathjax/output/chtml/fonts/woff-v2",

@@ -579,6 +579,22 @@ def course_nbgrader(out: Path = Path("nbgrader"), notebooks: Notebooks = None) -
     print(f"{len(written)} assignments in {out / 'source'}; next: nbgrader generate_assignment NAME")
 
 
+@course_app.command("slides")
+def course_slides(
+    numbers: Annotated[
+        list[str] | None, typer.Argument(metavar="[LESSON]...", help="As 04 or A1; without one, all.")
+    ] = None,
+    out: Path = Path("slides"),
+    notebooks: Notebooks = None,
+) -> None:
+    """Run lessons and write lecture slides (reveal.js), which need no network; key S shows the notes."""
+    from inctrl_lite.course import lessons
+    from inctrl_lite.slides import course_slides as pages
+
+    for path in pages(notebooks or lessons(), out, numbers or ()):
+        print(path, flush=True)
+
+
 @course_app.command("solve")
 def course_solve(out: Path = Path("solved"), notebooks: Notebooks = None) -> None:
     """Write solved versions, with the answer keys in place of the stubs."""

@@ -18,6 +18,9 @@ RUNTIME = (
     "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71",
     ("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm"),
 )
+# For lecture slides, and for formulas there and on the site: package, SHA-256.
+REVEAL = ("reveal.js@5.2.1", "359b575dd51bbda32f89b2fd4c7dc46ad7389a805572158916c29252f7a27333")
+MATHJAX = ("mathjax@3.2.2", "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09")
 
 
 def npm_pack(package: str, digest: str, files: Mapping[str, Path]) -> None:

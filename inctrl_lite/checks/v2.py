@@ -208,8 +208,10 @@ check_dice_loss = Exercise(
 
 
 def one_class_loss(maps: Tensor, labels: Tensor) -> Tensor:
-    """Maps [B, H, W] of the one-class branch and labels [B] -> its Dice loss, a number."""
+    """Maps [B, H, W] of the one-class branch and labels [B] -> its Dice loss, 0 without normal images."""
     normal = maps[labels == 0]
+    if not len(normal):
+        return maps.new_zeros(())
     return dice_loss(normal, torch.zeros_like(normal))
 
 
@@ -217,7 +219,7 @@ def _batch(seed: int) -> tuple[Tensor, Tensor]:
     maps = torch.rand(4 + seed, 5, 6, generator=generator(seed))
     labels = torch.zeros(4 + seed)
     labels[1 : 3 + seed % 2] = 1
-    return maps, labels
+    return maps, torch.ones(len(maps)) if seed == 3 else labels  # the last batch has no normal image
 
 
 check_one_class_loss = Exercise(
@@ -225,6 +227,9 @@ check_one_class_loss = Exercise(
     library=one_class_loss,
     cases=_batch,
     mistakes={
+        "Without a normal image the mean of nothing is nan. Return a loss of 0 then.": lambda p, y: dice_loss(
+            p[y == 0], torch.zeros_like(p[y == 0])
+        ),
         "You use the ANOMALOUS images. This branch may see normal images only.": lambda p, y: dice_loss(
             p[y == 1], torch.zeros_like(p[y == 1])
         ),

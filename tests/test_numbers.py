@@ -34,11 +34,12 @@ def test_the_faq_says_what_was_recorded():
 
 
 def test_pages_of_the_studies_are_those_of_the_recorded_tables():
+    import capstone
     import inctrl_v2
     import what_training_adds
     import why_training_falls
 
-    studies = (why_training_falls, what_training_adds, inctrl_v2)
+    studies = (why_training_falls, what_training_adds, inctrl_v2, capstone)
     for path, marks in (pair for study in studies for pair in study.blocks().items()):
         text = path.read_text(encoding="utf-8")
         assert why_training_falls.filled(path, marks) == text, f"{path.name}: run the study with --only"
@@ -46,7 +47,7 @@ def test_pages_of_the_studies_are_those_of_the_recorded_tables():
             assert f"<!-- {mark} -->" in text and f"<!-- end of {mark} -->" in text, f"{path.name}: {mark}"
 
 
-PAGES = ["why_training_falls", "what_training_adds", "inctrl_v2"]
+PAGES = ["why_training_falls", "what_training_adds", "inctrl_v2", "capstone"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Exercises of notebook 04: patch residuals."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -180,5 +182,221 @@ check_cosine_megabytes = Exercise(
         "normal patch: multiply.": lambda B, L, N, K: L * (B * N + K * N) * 4 / 1e6,
         "All B queries are compared at once: B is missing.": lambda B, L, N, K: cosine_megabytes(1, L, N, K),
         "All L stages are compared at once: L is missing.": lambda B, L, N, K: cosine_megabytes(B, 1, N, K),
+    },
+)
+
+
+# --- the nearest patch within a limit of memory --------------------------------------------------------
+
+
+def residuals_in_pieces(
+    query: Tensor, support: Tensor, compare: Callable[[Tensor, Tensor], Tensor], most: int
+) -> tuple[Tensor, Tensor]:
+    """Residuals [N] and numbers [N] of the nearest normal patches, with at most `most` cosines at once."""
+    rows = min(len(query), most)
+    columns = most // rows
+    residuals, nearest = [], []
+    for patches in query.split(rows):
+        best = torch.full((len(patches),), -torch.inf)
+        number = torch.zeros(len(patches), dtype=torch.long)
+        for start in range(0, len(support), columns):
+            largest, where = compare(patches, support[start : start + columns]).max(1)
+            better = largest > best
+            best = torch.where(better, largest, best)
+            number = torch.where(better, where + start, number)
+        residuals.append((1 - best) / 2)
+        nearest.append(number)
+    return torch.cat(residuals), torch.cat(nearest)
+
+
+def _pieces(seed: int) -> tuple[Tensor, Tensor, int]:
+    """`most` is smaller than M alone; larger than N and M; one; smaller than N alone.
+
+    Numbers of patches have no common factor, so that the last piece is smaller. In the second case all
+    cosines are negative.
+    """
+    g = generator(seed)
+    patches, normal, most = ((13, 61, 17), (37, 29, 100), (7, 11, 1), (5, 3, 4))[seed]
+    query, support = torch.randn(patches, 6, generator=g), torch.randn(normal, 6, generator=g)
+    if seed == 1:
+        query, support = query.abs(), -support.abs()
+    return query, support, most
+
+
+@dataclass(frozen=True)
+class _Use:
+    """The rule of `compare` that an answer broke ("": none), the size of its largest piece, and a message."""
+
+    broken: str
+    largest: int = 0  # where it was too large
+    message: str = field(default="", compare=False)
+
+
+def _use(sizes: list[int], pairs: int, most: int) -> _Use:
+    """Which rule these calls of `compare` break, each with a number of cosines."""
+    largest, made, calls = max(sizes, default=0), sum(sizes), len(sizes)
+    if not calls:
+        return _Use("unused", message="never calls `compare`. All cosines must come from it.")
+    if largest > most:
+        said = f"makes {largest} cosines in one call of `compare`; at most {most} are allowed."
+        return _Use("size", largest, said)
+    if made != pairs:
+        said = f"makes {made} cosines in all. There are {pairs} pairs of patches; compare each pair once."
+        return _Use("pairs", message=said)
+    if calls > 4 + 4 * pairs / most:
+        said = f"calls `compare` {calls} times for {pairs} cosines, although {most} may be made at once: "
+        return _Use("calls", message=said + "make larger pieces.")
+    return _Use("")
+
+
+def _watched(answer: Callable, query: Tensor, support: Tensor, most: int) -> tuple:
+    """What an answer returns, and how it used `compare`."""
+    sizes: list[int] = []
+
+    def compare(patches: Tensor, others: Tensor) -> Tensor:
+        if patches.ndim != 2 or others.ndim != 2:
+            shapes = f"{list(patches.shape)} and {list(others.shape)}"
+            raise ValueError(f"compare takes tensors [n, C] and [m, C], not {shapes}")
+        sizes.append(len(patches) * len(others))
+        return F.normalize(patches, dim=-1) @ F.normalize(others, dim=-1).T
+
+    result = answer(query, support, compare, most)
+    parts = list(result) if isinstance(result, list | tuple | Tensor | np.ndarray) else [result]
+    return (*parts, _use(sizes, len(query) * len(support), most))
+
+
+def _said(case: tuple, result: tuple, right: tuple) -> str | None:
+    """What is wrong with an answer that no known mistake gives."""
+    *parts, use = result
+    if use.broken in ("unused", "size"):
+        return use.message
+    if len(parts) != 2:
+        return f"returns {len(parts)} values; two are expected: the residuals [N] and the numbers [N]"
+    values = [
+        torch.as_tensor(part).double() for part in parts if isinstance(part, Tensor | list | np.ndarray)
+    ]
+    whole = len(values) == 2 and all(
+        one.shape == other.shape and torch.allclose(one, other.double(), rtol=0, atol=1e-5)
+        for one, other in zip(values, right[:2], strict=True)
+    )
+    return use.message or None if whole or use.broken == "calls" else None
+
+
+def _by_pieces(
+    residual: Callable = lambda best: (1 - best) / 2,
+    start: float = -torch.inf,
+    keep: Callable = lambda new, old: new > old,
+    offset: bool = True,
+    last: bool = True,
+    finish: Callable = lambda residuals, numbers: (residuals, numbers),
+    rows: Callable = lambda N, M, most: min(N, most),
+    columns: Callable = lambda rows, M, most: max(1, most // rows),
+    pick: str = "max",
+) -> Callable:
+    """A wrong answer: the right one, with something else in one place."""
+
+    def wrong(query: Tensor, support: Tensor, compare: Callable, most: int) -> tuple:
+        some = rows(len(query), len(support), most)
+        step = columns(some, len(support), most)
+        stop = len(support) if last else len(support) // step * step
+        residuals, nearest = [], []
+        for patches in query.split(some):
+            best, number = torch.full((len(patches),), start), torch.zeros(len(patches), dtype=torch.long)
+            for first in range(0, stop, step):
+                found = getattr(compare(patches, support[first : min(first + step, stop)]), pick)(1)
+                better = keep(found.values, best)
+                best = torch.where(better, found.values, best)
+                number = torch.where(better, found.indices + (first if offset else 0), number)
+            residuals.append(residual(best))
+            nearest.append(number)
+        return finish(torch.cat(residuals), torch.cat(nearest))
+
+    return wrong
+
+
+def _without_last_rows(query: Tensor, support: Tensor, compare: Callable, most: int) -> tuple:
+    rows = min(len(query), most)
+    return residuals_in_pieces(query[: len(query) // rows * rows], support, compare, most)
+
+
+def _without_compare(query: Tensor, support: Tensor, compare: Callable, most: int) -> tuple:
+    cosines = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).T
+    largest, where = cosines.max(1)
+    return (1 - largest) / 2, where
+
+
+def _mean_of_pieces(query: Tensor, support: Tensor, compare: Callable, most: int) -> tuple:
+    rows = min(len(query), most)
+    columns = most // rows
+    found, numbers = [], residuals_in_pieces(query, support, compare, most)[1]
+    for patches in query.split(rows):
+        cosines = [
+            F.normalize(patches, dim=-1) @ F.normalize(part, dim=-1).T for part in support.split(columns)
+        ]
+        found.append(torch.stack([one.amax(1) for one in cosines]).mean(0))
+    return (1 - torch.cat(found)) / 2, numbers
+
+
+check_residuals_in_pieces = Exercise(
+    solution=residuals_in_pieces,
+    cases=_pieces,
+    run=_watched,
+    inputs=lambda query, support, most: (
+        f"{len(query)} query patches, {len(support)} normal patches, at most {most} cosines at once"
+    ),
+    explain=_said,
+    parts=("residuals", "numbers of the nearest patches", "use of compare"),
+    mistakes={
+        "You compare everything at once. No call of `compare` may make more than `most` cosines.": (
+            _by_pieces(rows=lambda N, M, most: N, columns=lambda rows, M, most: M)
+        ),
+        "Each piece has `most` query patches or `most` normal patches. But a piece of n and m patches has "
+        "n x m cosines.": _by_pieces(columns=lambda rows, M, most: most),
+        "You divide only the query patches. If `most` is smaller than the number of normal patches, even one "
+        "query patch needs several pieces.": _by_pieces(
+            rows=lambda N, M, most: max(1, most // M), columns=lambda rows, M, most: M
+        ),
+        "You divide only the normal patches. If `most` is smaller than the number of query patches, even one "
+        "normal patch needs several pieces.": _by_pieces(
+            rows=lambda N, M, most: N, columns=lambda rows, M, most: max(1, most // rows)
+        ),
+        "One cosine for each call is slow. Make the pieces as large as `most` allows.": (
+            _by_pieces(rows=lambda N, M, most: 1, columns=lambda rows, M, most: 1)
+        ),
+        "The cosines are not from `compare`: call it for every piece.": _without_compare,
+        "You keep only the last piece. Compare its largest cosine with the largest so far.": _by_pieces(
+            keep=lambda new, old: torch.ones_like(new, dtype=torch.bool)
+        ),
+        "You keep only the first piece. A later piece may have a larger cosine.": _by_pieces(
+            keep=lambda new, old: old == -torch.inf
+        ),
+        "The number is that inside its piece. Add the number at which the piece begins.": _by_pieces(
+            offset=False
+        ),
+        "The largest cosine so far begins at 0. Cosines may all be negative: begin below -1.": _by_pieces(
+            start=0.0
+        ),
+        "The last piece is missing: it may be smaller than the others.": _by_pieces(last=False),
+        "The last query patches are missing: their piece may be smaller than the others.": (
+            _without_last_rows
+        ),
+        "You keep the smallest cosine. The nearest patch has the largest.": _by_pieces(
+            start=torch.inf, keep=lambda new, old: new < old, pick="min"
+        ),
+        "These are the largest cosines. The residual is half of one minus the largest cosine.": _by_pieces(
+            residual=lambda best: best
+        ),
+        "The factor 1/2 is missing: the residual is half of one minus the largest cosine.": _by_pieces(
+            residual=lambda best: 1 - best
+        ),
+        "The two results are exchanged: first the residuals, then the numbers.": _by_pieces(
+            finish=lambda residuals, numbers: (numbers, residuals)
+        ),
+        "The numbers of the nearest patches are missing: return two tensors.": _by_pieces(
+            finish=lambda residuals, numbers: (residuals,)
+        ),
+        "You average over the pieces. The nearest patch lies in one of them: keep the largest cosine.": (
+            _mean_of_pieces
+        ),
     },
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 from inctrl_lite.course import UNANSWERED, notebook_files
 from inctrl_lite.errors import InctrlError
-from inctrl_lite.files import write_text
+from inctrl_lite.files import check_writable, write_text
 from inctrl_lite.npm import MATHJAX, REVEAL, npm_pack
 
 ASSETS = "assets"
@@ -57,7 +57,7 @@ def course_slides(notebooks: str | Path, out: str | Path, lessons: Sequence[str]
     """Run lessons and write a page of slides for each: `04_patch_residuals.html`, and `assets/` once.
 
     Args:
-        lessons: numbers as in the file names (`04`, `08b`, `A1`); none: all.
+        lessons: numbers as in the file names (`04` or `4`, `08b`, `A1`); none: all.
 
     Raises:
         InctrlError: no notebooks there, no lesson of that number, a page that is there already (it may hold
@@ -65,11 +65,13 @@ def course_slides(notebooks: str | Path, out: str | Path, lessons: Sequence[str]
     """
     paths = notebook_files(notebooks)
     known = {path.stem.partition("_")[0]: path for path in paths}
+    lessons = [number.zfill(2) if number.isdecimal() else number for number in lessons]  # 4 -> 04
     if unknown := [number for number in lessons if number not in known]:
         raise InctrlError(f"no lesson {unknown[0]!r}: choose from {', '.join(known)}")
     pages = {known[n]: Path(out) / f"{known[n].stem}.html" for n in lessons or known}
     if there := [page for page in pages.values() if page.exists()]:
         raise InctrlError(f"{there[0]} is there and is not overwritten: delete it or name a new folder")
+    check_writable(out)
     fetch_assets(Path(out) / ASSETS)
     for path, page in pages.items():
         yield write_text(page, slides_of(path))

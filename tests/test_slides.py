@@ -133,12 +133,14 @@ def test_a_lesson_that_fails_is_named_and_nothing_is_written(small, tmp_path, mo
 
 def test_unknown_lessons_and_pages_that_are_there_are_refused(small, tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "fetch_assets", lambda folder: None)
-    with pytest.raises(InctrlError, match="no lesson '7': choose from 01"):
+    with pytest.raises(InctrlError, match="no lesson '07': choose from 01"):
         list(course_slides(small, tmp_path, ["7"]))
     (tmp_path / "01_small.html").write_text("mine")
     with pytest.raises(InctrlError, match="is there and is not overwritten"):
         list(course_slides(small, tmp_path))
     assert (tmp_path / "01_small.html").read_text() == "mine"
+    with pytest.raises(InctrlError, match="cannot write"):
+        list(course_slides(small, tmp_path / "01_small.html", ["1"]))
 
 
 def test_without_npm_the_message_says_what_to_install(small, tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Exercises of notebook 12: your own images."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import binom, norm
 
 from inctrl_lite.checks.engine import Exercise
 from inctrl_lite.metrics import conformal_threshold
@@ -87,3 +89,96 @@ check_normals_needed = Exercise(
         ),
     },
 )
+
+
+# --- a rank with a guarantee ---------------------------------------------------------------------------
+
+
+def rank_with_guarantee(n: int, rate: float, confidence: float) -> int:
+    """Largest r whose threshold, the r-th largest of n scores, keeps the rate with the confidence; or 0."""
+    # The threshold keeps the rate if r or more of the n scores lie among the share `rate` of the highest.
+    probability = binom.sf(np.arange(n), n, rate)  # of r or more, for r = 1 to n
+    return int((probability >= confidence).sum())
+
+
+def _largest(probability: Callable, least: int = 0) -> Callable:
+    """A wrong answer: the largest r with another probability (given r = 1 to n, n, rate, confidence)."""
+
+    def wrong(n: int, rate: float, confidence: float) -> int:
+        ranks = np.arange(1, n + 1)
+        kept = ranks[probability(ranks, n, rate, confidence)]
+        return int(kept.max()) if len(kept) else least
+
+    return wrong
+
+
+def _probability(n: int, rate: float, confidence: float) -> float:
+    rank = rank_with_guarantee(n, rate, confidence)
+    return float(binom.sf(rank - 1, n, rate))
+
+
+check_rank_with_guarantee = Exercise(
+    solution=rank_with_guarantee,
+    cases=lambda seed: (
+        (40, 0.1, 0.95),
+        (200, 0.05, 0.9),
+        (58, 0.05, 0.95),
+        (20, 0.1, 0.95),
+        (3000, 0.02, 0.99),
+        (59, 0.05, 0.95),
+        (7, 0.3, 0.2),
+    )[seed],
+    number=7,
+    explain=lambda case, result, right: (
+        "returns no whole number. Return the rank r, or 0."
+        if isinstance(result, float | np.floating) and not float(result).is_integer()
+        else f"returns rank {result}. It keeps the rate with the probability "
+        f"{binom.sf(result - 1, case[0], case[1]):.4f}, and the largest with {case[2]} or more is {right}"
+        if isinstance(result, int | float | np.integer) and 0 < result <= case[0]
+        else None
+    ),
+    mistakes={
+        "This rank keeps the rate only on average, as in exercise 12.1. Here it must be kept with the given "
+        "confidence.": lambda n, rate, confidence: int(rate * (n + 1) + 1e-9),
+        "You count `rate * n` scores above the threshold. That is what one expects, and says nothing about a "
+        "confidence.": lambda n, rate, confidence: int(rate * n + 1e-9),
+        "One rank too small: the rate is kept if r OR MORE scores lie among the highest, not only if more "
+        "than r do.": _largest(lambda r, n, rate, c: binom.sf(r, n, rate) >= c),
+        "One rank too large: P(X >= r) is 1 - P(X <= r - 1), with r - 1.": lambda n, rate, confidence: (
+            rank_with_guarantee(n, rate, confidence) + 1
+        ),
+        "This is the other side: the probability that r or fewer scores lie among the highest.": _largest(
+            lambda r, n, rate, c: binom.cdf(r, n, rate) <= c
+        ),
+        "This is the probability of exactly r scores among the highest. Count r or more.": _largest(
+            lambda r, n, rate, c: binom.pmf(r, n, rate) >= c
+        ),
+        "The probability that the rate is kept must reach the confidence, not 1 - confidence.": (
+            _largest(lambda r, n, rate, c: binom.sf(r - 1, n, rate) >= 1 - c)
+        ),
+        "If even the largest score gives no guarantee, return 0: there are too few images.": (
+            lambda n, rate, confidence: max(1, rank_with_guarantee(n, rate, confidence))
+        ),
+        "You stop at r = 1, as in exercise 12.2. With many images a larger r keeps the rate as well.": (
+            lambda n, rate, confidence: min(1, rank_with_guarantee(n, rate, confidence))
+        ),
+        "Each of the n scores is among the highest with the probability `rate`, not 1 - rate.": _largest(
+            lambda r, n, rate, c: binom.sf(r - 1, n, 1 - rate) >= c
+        ),
+        "Rate and confidence are exchanged.": _largest(lambda r, n, rate, c: binom.sf(r - 1, n, c) >= rate),
+        "The new image is not one of the n known scores: there are n draws, not n + 1.": _largest(
+            lambda r, n, rate, c: binom.sf(r - 1, n + 1, rate) >= c
+        ),
+        "This is the normal approximation. It is not exact, above all for few images: use the binomial "
+        "distribution itself.": lambda n, rate, confidence: max(
+            0,
+            math.floor(n * rate - _quantile(confidence) * math.sqrt(n * rate * (1 - rate))),
+        ),
+        "This is the probability that the rate is kept. Return the rank.": _probability,
+    },
+)
+
+
+def _quantile(confidence: float) -> float:
+    """Of the standard normal distribution."""
+    return float(norm.ppf(confidence))

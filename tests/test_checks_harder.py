@@ -1,8 +1,11 @@
 """The harder exercises at the end of lessons: right answers in any style pass, other wrong ones do not."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from inctrl_lite.checks import CheckFailed, exercises
 
@@ -56,7 +59,75 @@ def ap_by_the_library(labels, scores):
     return worst, average_precision_score(labels, scores), best
 
 
-RIGHT = {"ap_with_ties": [ap_by_loops, ap_by_nudges, ap_by_pandas]}
+# --- 11: a large batch in parts ----------------------------------------------------------------------
+
+
+def joined(tensors):
+    return torch.cat([one.flatten() for one in tensors])
+
+
+def parts_by_backward(loss, parameters, parts):
+    for one in parameters:
+        one.grad = None
+    queries = 0
+    for part in filter(len, parts):
+        (loss(part) * len(part)).backward()
+        queries += len(part)
+    return [g for one in parameters for g in (one.grad / queries).flatten().tolist()]
+
+
+def parts_by_a_running_mean(loss, parameters, parts):
+    mean, queries = np.zeros(sum(one.numel() for one in parameters)), 0
+    for part in parts:
+        if len(part):
+            queries += len(part)
+            gradient = joined(torch.autograd.grad(loss(part), parameters)).numpy()
+            mean = mean + (gradient - mean) * len(part) / queries
+    return mean
+
+
+def parts_by_next(loss, parameters, parts):
+    sums, queries = [torch.zeros(one.shape) for one in parameters], 0
+    while (part := next(parts, None)) is not None:
+        if part:
+            gradients = torch.autograd.grad(len(part) * loss(part), parameters)
+            sums = [old + new for old, new in zip(sums, gradients, strict=True)]
+            queries += len(part)
+    return joined(sums).float() / queries
+
+
+def in_parts(weight, change, skip=lambda part: not part, extra=lambda loss, part: 0):
+    """A wrong answer: other weights, changed gradients, other parts, or more calls of the loss."""
+
+    def wrong(loss, parameters, parts):
+        total, weights = 0, 0
+        for part in parts:
+            if not skip(part):
+                extra(loss, part)
+                total = total + weight(len(part)) * change(torch.autograd.grad(loss(part), parameters))
+                weights += weight(len(part))
+        return total / weights
+
+    return wrong
+
+
+def a_list_by_tee(loss, parameters, parts):
+    first, second = itertools.tee(parts)
+    queries = sum(map(len, first))
+    found = [len(part) * joined(torch.autograd.grad(loss(part), parameters)) for part in second if part]
+    return sum(found) / queries
+
+
+def losses_first(loss, parameters, parts):
+    losses = [(len(part), loss(part)) for part in parts if part]
+    sums = [size * joined(torch.autograd.grad(value, parameters)) for size, value in losses]
+    return sum(sums) / sum(size for size, _ in losses)
+
+
+RIGHT = {
+    "ap_with_ties": [ap_by_loops, ap_by_nudges, ap_by_pandas],
+    "accumulated_gradient": [parts_by_backward, parts_by_a_running_mean, parts_by_next],
+}
 WRONG = {
     "ap_with_ties": [
         (lambda y, s: KEYS["ap_with_ties"](y, s.clip(0, 1)), "for the worst order, returns"),
@@ -65,6 +136,17 @@ WRONG = {
         (lambda y, s: [listed(y, s - 0.1 * y), KEYS["ap_with_ties"](y, s)[1], 1.0], "worst order"),
         (lambda y, s: KEYS["ap_with_ties"](y, s)[::2], r"returns shape \[2\], expected \[3\]"),
         (ap_by_the_library, "calls average_precision_score"),
+    ],
+    "accumulated_gradient": [
+        (in_parts(lambda n: n**0.5, joined), "returns .* expected .*values differ"),
+        (in_parts(lambda n: n, lambda g: joined(g[::-1])), "returns .* expected .*values differ"),
+        (in_parts(lambda n: n, lambda g: joined([one.t() if one.ndim else one for one in g])), "expected"),
+        (in_parts(lambda n: n, lambda g: joined(g) / joined(g).norm()), "returns .* expected"),
+        (in_parts(lambda n: n, joined, lambda part: len(part) < 2), "returns .* expected"),
+        (in_parts(lambda n: n, joined, extra=lambda loss, part: loss(part)), "called 6 times for 3 parts"),
+        (a_list_by_tee, "a list of all parts"),
+        (losses_first, "The graphs of all parts are then in memory"),
+        (lambda loss, parameters, parts: None, "is a `return` missing"),
     ],
 }
 

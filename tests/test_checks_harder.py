@@ -59,6 +59,60 @@ def ap_by_the_library(labels, scores):
     return worst, average_precision_score(labels, scores), best
 
 
+# --- 10: one test, six properties --------------------------------------------------------------------
+
+
+def properties_by_loops(score, query, support):
+    scores, found = score(query, support).tolist(), []
+
+    def differ(other):
+        return any(not abs(a - b) <= 1e-4 for a, b in zip(other.tolist(), scores, strict=True))
+
+    if differ(score(query, support)):
+        return ["again"]
+    if differ(torch.cat([score(q[None], s[None]) for q, s in zip(query, support, strict=True)])):
+        found.append("alone")
+    back = torch.empty(len(query))
+    order = torch.arange(len(query)).roll(1)
+    back[order] = score(query[order], support[order])
+    found += ["order"] if differ(back) else []
+    found += ["shots"] if differ(score(query, support.roll(1, 1))) else []
+    found += ["copies"] if differ(score(query, support.repeat_interleave(2, dim=1))) else []
+    return found + (["scale"] if differ(score(query * 3, support * 3)) else [])
+
+
+def properties(**instead):
+    """All six comparisons, with other scores for some of them."""
+
+    def answer(score, query, support):
+        others = {
+            "again": lambda f, q, s: f(q, s),
+            "alone": lambda f, q, s: torch.stack([f(q[i : i + 1], s[i : i + 1])[0] for i in range(len(q))]),
+            "order": lambda f, q, s: f(q.flip(0), s.flip(0)).flip(0),
+            "shots": lambda f, q, s: f(q, s.flip(1)),
+            "copies": lambda f, q, s: f(q, s.repeat(1, 2, 1, 1, 1)),
+            "scale": lambda f, q, s: f(q * 3, s * 3),
+        } | instead
+        scores = score(query, support)
+        same = {
+            name: torch.allclose(other(score, query, support), scores, rtol=0, atol=1e-4)
+            for name, other in others.items()
+        }
+        return ("again",) if not same["again"] else tuple(name for name in same if not same[name])
+
+    return answer
+
+
+def pairs_alone(f, q, s):
+    return torch.cat([f(*two) for two in zip(q.split(2), s.split(2), strict=True)])
+
+
+def filled_alone(f, q, s):
+    return torch.cat(
+        [f(a.expand_as(q), b.expand_as(s))[:1] for a, b in zip(q[:, None], s[:, None], strict=True)]
+    )
+
+
 # --- 11: a large batch in parts ----------------------------------------------------------------------
 
 
@@ -125,10 +179,34 @@ def losses_first(loss, parameters, parts):
 
 
 RIGHT = {
+    "broken_properties": [properties_by_loops, properties()],
     "ap_with_ties": [ap_by_loops, ap_by_nudges, ap_by_pandas],
     "accumulated_gradient": [parts_by_backward, parts_by_a_running_mean, parts_by_next],
 }
 WRONG = {
+    "broken_properties": [
+        (lambda f, q, s: set(), "does not report alone, order\n  with a score that mixes blocks"),
+        (properties(alone=pairs_alone), "does not report alone\n  with a score that is higher in a batch of"),
+        (properties(alone=filled_alone), "does not report alone\n  with a score that grows with the size"),
+        (properties(order=lambda f, q, s: f(q.roll(1, 0), s.roll(1, 0))), "a right score fails .* `order`"),
+        (properties(shots=lambda f, q, s: f(q, s.flip(2))), "a right score fails your test for `shots`"),
+        (
+            properties(shots=lambda f, q, s: f(q, torch.cat([s[:1].flip(1), s[1:]]))),
+            "does not report shots\n  with a score that uses only the first normal image of the last",
+        ),
+        (
+            properties(copies=lambda f, q, s: f(q, torch.cat([s[:, :1], s], 1))),
+            "reports copies, which this score does not break\n  with a score that averages",
+        ),
+        (properties(scale=lambda f, q, s: f(q + 3, s + 3)), "reports scale, which"),
+        (properties(scale=lambda f, q, s: f(q.mul_(3), s.mul_(3))), "in place"),
+        (
+            properties(alone=lambda f, q, s: torch.stack([f(*one) for one in zip(q, s, strict=True)])),
+            "keep the axis",
+        ),
+        (lambda f, q, s: ["Alone"], "'Alone', which is no name of the table"),
+        (lambda f, q, s: {"alone": True}, "return a set of names"),
+    ],
     "ap_with_ties": [
         (lambda y, s: KEYS["ap_with_ties"](y, s.clip(0, 1)), "for the worst order, returns"),
         (lambda y, s: KEYS["ap_with_ties"](y, abs(s)), "for the worst order, returns"),

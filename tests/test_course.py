@@ -1,6 +1,10 @@
 """What notebooks start with, and what teachers hand out."""
 
+import ast
+import builtins
+import inspect
 import json
+import textwrap
 import zipfile
 from importlib.metadata import PackagePath, PathDistribution
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from inctrl_lite import course
+from inctrl_lite.checks import exercises
 from inctrl_lite.errors import InctrlError
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -68,6 +73,33 @@ def test_solved_notebooks_have_no_stub_left(tmp_path):
         compile(
             "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"), path.name, "exec"
         )
+
+
+def names(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Names that code reads, and names that it binds."""
+    nodes = list(ast.walk(tree))
+    found = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in found if isinstance(node.ctx, ast.Store)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    aliases = [one for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for one in node.names]
+    bound |= {(one.asname or one.name).split(".")[0] for one in aliases}
+    return {node.id for node in found if isinstance(node.ctx, ast.Load)}, bound
+
+
+@needs_notebooks
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_solved_notebook_has_every_name_that_its_answer_keys_use(path):
+    """The key of lesson 08 once used a helper of its module, which no notebook has."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    known = exercises()
+    bound = set(dir(builtins)).union(*(names(ast.parse(source))[1] for source in code))
+    stubs = [name for source in code if course.UNANSWERED in source for name in names(ast.parse(source))[1]]
+    for name in set(stubs) & set(known):
+        key = textwrap.dedent(inspect.getsource(known[name].solution))
+        reads, binds = names(ast.parse(key))
+        assert reads <= bound | binds, name
 
 
 def test_a_stub_is_replaced_and_its_neighbours_stay(tmp_path):

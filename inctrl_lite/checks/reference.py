@@ -1,9 +1,11 @@
 """Exercises of notebook 10: reading the reference."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from inctrl_lite.checks.engine import Exercise, difference, generator, same
 from inctrl_lite.residual import stage_residual_map
@@ -276,6 +278,252 @@ check_support_by_image = Exercise(
         ),
         "There are K times too few patches: only the first shot is kept.": lambda t, B: t[:, :B].transpose(
             0, 1
+        ),
+    },
+)
+
+
+# --- a test for several properties -------------------------------------------------------------------
+
+
+def broken_properties(score: Callable, query: Tensor, support: Tensor) -> set[str]:
+    """Names of the properties that a score of patches does not have."""
+    scores = score(query, support)
+    others = {
+        "again": score(query, support),
+        "alone": torch.cat([score(query[i : i + 1], support[i : i + 1]) for i in range(len(query))]),
+        "order": score(query.flip(0), support.flip(0)).flip(0),
+        "shots": score(query, support.flip(1)),
+        "copies": score(query, torch.cat([support, support], dim=1)),
+        "scale": score(3 * query, 3 * support),
+    }
+    # NaN is never <= 1e-4
+    broken = {name for name, other in others.items() if not (other - scores).abs().max() <= 1e-4}
+    return {"again"} if "again" in broken else broken
+
+
+def _maps_of(
+    query: Tensor, support: Tensor, lengths: tuple[bool, bool] = (False, False), rank: int = 1
+) -> Tensor:
+    """Residual maps [B, L, N]; with the lengths of some tokens, or another rank than the nearest token."""
+    query, support = (
+        x if keep else F.normalize(x, dim=-1) for x, keep in zip((query, support), lengths, strict=True)
+    )
+    cosines = torch.einsum("blnc,bklmc->blnkm", query, support).flatten(3)
+    return (1 - cosines.topk(rank, dim=3).values[..., -1]) / 2
+
+
+def _patch_max(query: Tensor, support: Tensor, **other: Any) -> Tensor:
+    return _maps_of(query, support, **other).mean(1).amax(1)
+
+
+def _noisy(g: torch.Generator) -> Callable:
+    return lambda q, s: _patch_max(q, s) + 0.02 * torch.rand(len(q), generator=g)
+
+
+def _counting(g: torch.Generator) -> Callable:
+    """A score that drifts from call to call."""
+    calls: list[int] = []
+
+    def score(query: Tensor, support: Tensor) -> Tensor:
+        calls.append(len(query))
+        return _patch_max(query, support) + 0.01 * len(calls)
+
+    return score
+
+
+def _public(query: Tensor, support: Tensor) -> Tensor:
+    B, K, L, N, C = support.shape
+    mixed = support.permute(2, 1, 0, 3, 4).reshape(B, L, K, N, C).transpose(1, 2)
+    return _patch_max(query.transpose(0, 1).reshape(query.shape), mixed)
+
+
+def _standardised(query: Tensor, support: Tensor) -> Tensor:
+    scores = _patch_max(query, support)
+    return (scores - scores.mean()) / scores.std(correction=0)  # 0 / 0 for one image
+
+
+def _last_is_wrong(query: Tensor, support: Tensor) -> Tensor:
+    """The last image of a larger batch is compared with the normal images of the first."""
+    return _patch_max(query, torch.cat([support[:-1], support[:1]]))
+
+
+def _first_of_the_last(query: Tensor, support: Tensor) -> Tensor:
+    """The last image of the batch is compared with the first of its normal images alone."""
+    return _patch_max(query, torch.cat([support[:-1], support[-1:, :1].expand_as(support[-1:])]))
+
+
+def _average_of_shots(query: Tensor, support: Tensor) -> Tensor:
+    return torch.stack([_patch_max(query, support[:, k, None]) for k in range(support.shape[1])]).mean(0)
+
+
+# what a score does -> the score, made of a generator
+SCORES: dict[str, Callable[[torch.Generator], Callable]] = {
+    "is right": lambda g: _patch_max,
+    "is right but for rounding": lambda g: lambda q, s: _patch_max(q, s) + 1e-5 * len(q),
+    "mixes blocks and images of the queries": lambda g: (
+        lambda q, s: _patch_max(q.transpose(0, 1).reshape(q.shape), s)
+    ),
+    "mixes blocks, shots and images": lambda g: _public,
+    "grows with the size of the batch": lambda g: lambda q, s: _patch_max(q, s) + 0.05 * len(q),
+    "falls with the size of the batch": lambda g: lambda q, s: _patch_max(q, s) - 0.05 * len(q),
+    "is standardised over the batch": lambda g: _standardised,
+    "is wrong for the last image of a batch": lambda g: _last_is_wrong,
+    "is higher in a batch of several images": lambda g: lambda q, s: _patch_max(q, s) + 0.05 * (len(q) > 1),
+    "uses only the first normal image of the last query": lambda g: _first_of_the_last,
+    "averages over the normal images": lambda g: _average_of_shots,
+    "is sorted within the batch": lambda g: lambda q, s: _patch_max(q, s).sort().values,
+    "uses only the first normal image": lambda g: lambda q, s: _patch_max(q, s[:, :1]),
+    "takes the second nearest token": lambda g: lambda q, s: _patch_max(q, s, rank=2),
+    "uses the lengths of the queries' tokens": lambda g: lambda q, s: _patch_max(q, s, lengths=(True, False)),
+    "uses the lengths of the normal images' tokens": lambda g: (
+        lambda q, s: _patch_max(q, s, lengths=(False, True))
+    ),
+    "is noisy": _noisy,
+    "drifts from call to call": _counting,
+    "uses only the first normal image, and falls with the size of the batch": lambda g: (
+        lambda q, s: _patch_max(q, s[:, :1]) - 0.05 * len(q)
+    ),
+}
+
+
+def _suspect(seed: int) -> tuple[str, Tensor, Tensor]:
+    g, images, shots = generator(seed), 4 + seed % 3, 2 + seed % 2
+    query = torch.randn(images, 3, 5, 4, generator=g)
+    return list(SCORES)[seed], query, torch.randn(images, shots, 3, 5, 4, generator=g)
+
+
+def _names_of(answer: Callable, name: str, query: Tensor, support: Tensor) -> Any:
+    score = SCORES[name](generator(11))
+
+    def checked(query: Tensor, support: Tensor) -> Tensor:
+        if query.ndim != 4 or support.ndim != 5 or len(query) != len(support):
+            shapes = f"query {list(query.shape)}, support {list(support.shape)}"
+            raise ValueError(f"{shapes}: as many support sets as queries, and keep the axis of images")
+        return score(query, support)
+
+    found = answer(checked, query, support)
+    listed = isinstance(found, set | frozenset | list | tuple) and all(isinstance(n, str) for n in found)
+    return sorted(set(found)) if listed else found
+
+
+def _misreported(case: tuple, result: Any, right: list[str]) -> str | None:
+    if not isinstance(result, list) or not all(isinstance(name, str) for name in result):
+        return f"returns {result!r:.80}: return a set of names"
+    if strange := [name for name in result if name not in PROPERTIES]:
+        return f"returns {strange[0]!r}, which is no name of the table"
+    missing, extra = sorted(set(right) - set(result)), sorted(set(result) - set(right))
+    said = [f"does not report {', '.join(missing)}"] if missing else []
+    return " and ".join(
+        said + ([f"reports {', '.join(extra)}, which this score does not break"] if extra else [])
+    )
+
+
+PROPERTIES = ("again", "alone", "order", "shots", "copies", "scale")
+
+
+def _compare(
+    changed: Callable[[Tensor, Tensor], bool] = lambda a, b: not (a - b).abs().max() <= 1e-4,
+    only_again: bool = True,
+    **instead: Callable[[Callable, Tensor, Tensor], Tensor],
+) -> Callable:
+    """A wrong answer: another comparison, or other scores in place of those of a property."""
+    usual = {
+        "again": lambda f, q, s: f(q, s),
+        "alone": lambda f, q, s: torch.cat(
+            [f(one, own) for one, own in zip(q.split(1), s.split(1), strict=True)]
+        ),
+        "order": lambda f, q, s: f(q.flip(0), s.flip(0)).flip(0),
+        "shots": lambda f, q, s: f(q, s.flip(1)),
+        "copies": lambda f, q, s: f(q, torch.cat([s, s], 1)),
+        "scale": lambda f, q, s: f(3 * q, 3 * s),
+    }
+
+    def wrong(score: Callable, query: Tensor, support: Tensor) -> set[str]:
+        scores = score(query, support)
+        others = {name: one(score, query, support) for name, one in (usual | instead).items()}
+        broken = {name for name, other in others.items() if changed(other, scores)}
+        return {"again"} if only_again and "again" in broken else broken
+
+    return wrong
+
+
+def _less(name: str) -> Callable:
+    """A wrong answer that never reports one of the names."""
+    return lambda score, query, support: broken_properties(score, query, support) - {name}
+
+
+def _one_name(score: Callable, query: Tensor, support: Tensor) -> set[str]:
+    found = broken_properties(score, query, support)
+    return set([name for name in PROPERTIES if name in found][:1])
+
+
+check_broken_properties = Exercise(
+    solution=broken_properties,
+    cases=_suspect,
+    number=len(SCORES),
+    run=_names_of,
+    inputs=lambda name, query, support: f"a score that {name}",
+    explain=_misreported,
+    mistakes={
+        "If `again` is broken, the score changes by itself, and the other comparisons mean nothing. Return "
+        '{"again"} alone.': _compare(only_again=False),
+        "You do not score the same batch a second time. A score that changes by itself then seems to break "
+        "everything else.": lambda f, q, s: _compare(only_again=False)(f, q, s) - {"again"},
+        "You return the names of the properties that HOLD. Return those that are broken.": lambda f, q, s: (
+            set(PROPERTIES) - broken_properties(f, q, s)
+        ),
+        "You return the first name only. A score can break several properties.": _one_name,
+        "Your test for `alone` has other images in the batch. Score each image in a batch of ONE.": _compare(
+            alone=lambda f, q, s: f(q.flip(0), s.flip(0)).flip(0)
+        ),
+        "`alone` is never reported. Score each image in a batch of one, and compare with its score in the "
+        "batch.": _less("alone"),
+        "For `alone`, each image needs its own normal images, not those of the first: support[i : i + "
+        "1].": _compare(
+            alone=lambda f, q, s: torch.cat([f(one, s[:1]) for one in q.split(1)]),
+        ),
+        "Even a right score fails your test for `order`. Reorder the queries together with their normal "
+        "images, and put the scores back into the first order before you compare.": _compare(
+            order=lambda f, q, s: f(q.flip(0), s.flip(0))
+        ),
+        "`order` is never reported. Is your new order really another one?": _less("order"),
+        "Even a right score fails your test for `shots`. Reorder the normal images along axis 1 and nothing "
+        "else, so that each query keeps its own.": _compare(shots=lambda f, q, s: f(q, s.flip(0))),
+        "`shots` is never reported. Is your new order really another one?": _less("shots"),
+        "For `copies` you repeat the images of the batch. Repeat the normal images, along axis 1.": _compare(
+            copies=lambda f, q, s: f(torch.cat([q, q]), torch.cat([s, s]))[: len(q)]
+        ),
+        "`copies` is never reported. Is every normal image in your support set twice?": _less("copies"),
+        "For `scale` you multiply only the queries. A score can use the lengths of the normal images' "
+        "tokens, so multiply both.": _compare(scale=lambda f, q, s: f(3 * q, s)),
+        "For `scale` you multiply only the normal images. A score can use the lengths of the queries' "
+        "tokens, so multiply both.": _compare(scale=lambda f, q, s: f(q, 3 * s)),
+        "`scale` is never reported.": _less("scale"),
+        "A score that becomes NaN has changed. Every comparison with NaN is false, so `change > 1e-4` misses "
+        "it. Ask whether the change is at most 1e-4.": _compare(lambda a, b: (a - b).abs().max() > 1e-4),
+        "You take rounding for a change. A change counts if it is larger than 1e-4.": _compare(
+            lambda a, b: not torch.equal(a, b)
+        ),
+        "You use a tolerance that is smaller than 1e-4 (that of torch.allclose is, unless you give another "
+        "one). A change counts if it is larger than 1e-4.": _compare(lambda a, b: not torch.allclose(a, b)),
+        "Your tolerance is larger than 1e-4, so that real changes pass.": _compare(
+            lambda a, b: not (a - b).abs().max() <= 0.1
+        ),
+        "You miss scores that fall. Take the absolute value of the change.": _compare(
+            lambda a, b: not (a - b).max() <= 1e-4
+        ),
+        "You miss scores that rise. Take the absolute value of the change.": _compare(
+            lambda a, b: not (b - a).max() <= 1e-4
+        ),
+        "You compare means or sums. Scores that were exchanged have the same mean.": _compare(
+            lambda a, b: not (a - b).mean().abs() <= 1e-4
+        ),
+        "You look only at the first image of the batch. Score and compare all of them.": _compare(
+            lambda a, b: not (a - b)[0].abs() <= 1e-4
+        ),
+        "You report a property only if ALL scores change. One changed score is enough.": _compare(
+            lambda a, b: bool((~((a - b).abs() <= 1e-4)).all())
         ),
     },
 )

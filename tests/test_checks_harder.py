@@ -1,0 +1,251 @@
+"""The harder exercises at the end of lessons: right answers in any style pass, other wrong ones do not."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from inctrl_lite.checks import CheckFailed, exercises
+
+KEYS = {name: exercise.solution for name, exercise in exercises().items()}
+
+
+# --- 08: average precision when scores are equal -----------------------------------------------------
+
+
+def listed(labels, scores):
+    ranked = labels[np.argsort(-scores, kind="stable")]
+    return (np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ranked == 1].mean()
+
+
+def ap_by_loops(labels, scores):
+    pairs = list(zip(labels.tolist(), scores.tolist(), strict=True))
+    called = [[y for y, other in pairs if other >= score] for label, score in pairs if label]
+    orders = []
+    for sign in (1, -1):
+        ranked = [y for y, _ in sorted(pairs, key=lambda pair: (-pair[1], sign * pair[0]))]
+        found = [sum(ranked[: i + 1]) / (i + 1) for i, y in enumerate(ranked) if y]
+        orders.append(sum(found) / len(found))
+    return [orders[0], sum(sum(c) / len(c) for c in called) / len(called), orders[1]]
+
+
+def ap_by_nudges(labels, scores):
+    levels = np.unique(scores)
+    own = [((scores == level) & (labels == 1)).sum() for level in levels]
+    precision = [labels[scores >= level].mean() for level in levels]
+    together = np.dot(own, precision) / labels.sum()
+    return np.array(
+        [listed(labels, scores - 1e-9 * labels), together, listed(labels, scores + 1e-9 * labels)]
+    )
+
+
+def ap_by_pandas(labels, scores):
+    table = pd.DataFrame({"y": labels, "s": scores})
+    ties = table.groupby("s")["y"].agg(["sum", "size"]).sort_index(ascending=False)
+    together = (ties["sum"].cumsum() / ties["size"].cumsum() * ties["sum"]).sum() / ties["sum"].sum()
+    ends = []
+    for ascending in (True, False):
+        ranked = table.sort_values(["s", "y"], ascending=[False, ascending])["y"].reset_index(drop=True)
+        ends.append((ranked.cumsum() / (ranked.index + 1))[ranked == 1].mean())
+    return ends[0], together, ends[1]
+
+
+def ap_by_the_library(labels, scores):
+    from sklearn.metrics import average_precision_score
+
+    worst, _, best = KEYS["ap_with_ties"](labels, scores)
+    return worst, average_precision_score(labels, scores), best
+
+
+# --- 10: one test, six properties --------------------------------------------------------------------
+
+
+def properties_by_loops(score, query, support):
+    scores, found = score(query, support).tolist(), []
+
+    def differ(other):
+        return any(not abs(a - b) <= 1e-4 for a, b in zip(other.tolist(), scores, strict=True))
+
+    if differ(score(query, support)):
+        return ["again"]
+    if differ(torch.cat([score(q[None], s[None]) for q, s in zip(query, support, strict=True)])):
+        found.append("alone")
+    back = torch.empty(len(query))
+    order = torch.arange(len(query)).roll(1)
+    back[order] = score(query[order], support[order])
+    found += ["order"] if differ(back) else []
+    found += ["shots"] if differ(score(query, support.roll(1, 1))) else []
+    found += ["copies"] if differ(score(query, support.repeat_interleave(2, dim=1))) else []
+    return found + (["scale"] if differ(score(query * 3, support * 3)) else [])
+
+
+def properties(**instead):
+    """All six comparisons, with other scores for some of them."""
+
+    def answer(score, query, support):
+        others = {
+            "again": lambda f, q, s: f(q, s),
+            "alone": lambda f, q, s: torch.stack([f(q[i : i + 1], s[i : i + 1])[0] for i in range(len(q))]),
+            "order": lambda f, q, s: f(q.flip(0), s.flip(0)).flip(0),
+            "shots": lambda f, q, s: f(q, s.flip(1)),
+            "copies": lambda f, q, s: f(q, s.repeat(1, 2, 1, 1, 1)),
+            "scale": lambda f, q, s: f(q * 3, s * 3),
+        } | instead
+        scores = score(query, support)
+        same = {
+            name: torch.allclose(other(score, query, support), scores, rtol=0, atol=1e-4)
+            for name, other in others.items()
+        }
+        return ("again",) if not same["again"] else tuple(name for name in same if not same[name])
+
+    return answer
+
+
+def pairs_alone(f, q, s):
+    return torch.cat([f(*two) for two in zip(q.split(2), s.split(2), strict=True)])
+
+
+def filled_alone(f, q, s):
+    return torch.cat(
+        [f(a.expand_as(q), b.expand_as(s))[:1] for a, b in zip(q[:, None], s[:, None], strict=True)]
+    )
+
+
+# --- 11: a large batch in parts ----------------------------------------------------------------------
+
+
+def joined(tensors):
+    return torch.cat([one.flatten() for one in tensors])
+
+
+def parts_by_backward(loss, parameters, parts):
+    for one in parameters:
+        one.grad = None
+    queries = 0
+    for part in filter(len, parts):
+        (loss(part) * len(part)).backward()
+        queries += len(part)
+    return [g for one in parameters for g in (one.grad / queries).flatten().tolist()]
+
+
+def parts_by_a_running_mean(loss, parameters, parts):
+    mean, queries = np.zeros(sum(one.numel() for one in parameters)), 0
+    for part in parts:
+        if len(part):
+            queries += len(part)
+            gradient = joined(torch.autograd.grad(loss(part), parameters)).numpy()
+            mean = mean + (gradient - mean) * len(part) / queries
+    return mean
+
+
+def parts_by_next(loss, parameters, parts):
+    sums, queries = [torch.zeros(one.shape) for one in parameters], 0
+    while (part := next(parts, None)) is not None:
+        if part:
+            gradients = torch.autograd.grad(len(part) * loss(part), parameters)
+            sums = [old + new for old, new in zip(sums, gradients, strict=True)]
+            queries += len(part)
+    return joined(sums).float() / queries
+
+
+def in_parts(weight, change, skip=lambda part: not part, extra=lambda loss, part: 0):
+    """A wrong answer: other weights, changed gradients, other parts, or more calls of the loss."""
+
+    def wrong(loss, parameters, parts):
+        total, weights = 0, 0
+        for part in parts:
+            if not skip(part):
+                extra(loss, part)
+                total = total + weight(len(part)) * change(torch.autograd.grad(loss(part), parameters))
+                weights += weight(len(part))
+        return total / weights
+
+    return wrong
+
+
+def a_list_by_tee(loss, parameters, parts):
+    first, second = itertools.tee(parts)
+    queries = sum(map(len, first))
+    found = [len(part) * joined(torch.autograd.grad(loss(part), parameters)) for part in second if part]
+    return sum(found) / queries
+
+
+def losses_first(loss, parameters, parts):
+    losses = [(len(part), loss(part)) for part in parts if part]
+    sums = [size * joined(torch.autograd.grad(value, parameters)) for size, value in losses]
+    return sum(sums) / sum(size for size, _ in losses)
+
+
+RIGHT = {
+    "broken_properties": [properties_by_loops, properties()],
+    "ap_with_ties": [ap_by_loops, ap_by_nudges, ap_by_pandas],
+    "accumulated_gradient": [parts_by_backward, parts_by_a_running_mean, parts_by_next],
+}
+WRONG = {
+    "broken_properties": [
+        (lambda f, q, s: set(), "does not report alone, order\n  with a score that mixes blocks"),
+        (properties(alone=pairs_alone), "does not report alone\n  with a score that is higher in a batch of"),
+        (properties(alone=filled_alone), "does not report alone\n  with a score that grows with the size"),
+        (properties(order=lambda f, q, s: f(q.roll(1, 0), s.roll(1, 0))), "a right score fails .* `order`"),
+        (properties(shots=lambda f, q, s: f(q, s.flip(2))), "a right score fails your test for `shots`"),
+        (
+            properties(shots=lambda f, q, s: f(q, torch.cat([s[:1].flip(1), s[1:]]))),
+            "does not report shots\n  with a score that uses only the first normal image of the last",
+        ),
+        (
+            properties(copies=lambda f, q, s: f(q, torch.cat([s[:, :1], s], 1))),
+            "reports copies, which this score does not break\n  with a score that averages",
+        ),
+        (properties(scale=lambda f, q, s: f(q + 3, s + 3)), "reports scale, which"),
+        (properties(scale=lambda f, q, s: f(q.mul_(3), s.mul_(3))), "in place"),
+        (
+            properties(alone=lambda f, q, s: torch.stack([f(*one) for one in zip(q, s, strict=True)])),
+            "keep the axis",
+        ),
+        (lambda f, q, s: ["Alone"], "'Alone', which is no name of the table"),
+        (lambda f, q, s: {"alone": True}, "return a set of names"),
+    ],
+    "ap_with_ties": [
+        (lambda y, s: KEYS["ap_with_ties"](y, s.clip(0, 1)), "for the worst order, returns"),
+        (lambda y, s: KEYS["ap_with_ties"](y, abs(s)), "for the worst order, returns"),
+        (lambda y, s: KEYS["ap_with_ties"](y, s.astype(np.float16)), "only close"),
+        (lambda y, s: [listed(y, s - 0.1 * y), KEYS["ap_with_ties"](y, s)[1], 1.0], "worst order"),
+        (lambda y, s: KEYS["ap_with_ties"](y, s)[::2], r"returns shape \[2\], expected \[3\]"),
+        (ap_by_the_library, "calls average_precision_score"),
+    ],
+    "accumulated_gradient": [
+        (in_parts(lambda n: n**0.5, joined), "returns .* expected .*values differ"),
+        (in_parts(lambda n: n, lambda g: joined(g[::-1])), "returns .* expected .*values differ"),
+        (in_parts(lambda n: n, lambda g: joined([one.t() if one.ndim else one for one in g])), "expected"),
+        (in_parts(lambda n: n, lambda g: joined(g) / joined(g).norm()), "returns .* expected"),
+        (in_parts(lambda n: n, joined, lambda part: len(part) < 2), "returns .* expected"),
+        (in_parts(lambda n: n, joined, extra=lambda loss, part: loss(part)), "called 6 times for 3 parts"),
+        (a_list_by_tee, "a list of all parts"),
+        (losses_first, "The graphs of all parts are then in memory"),
+        (lambda loss, parameters, parts: None, "is a `return` missing"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "answer"), [(name, one) for name, some in RIGHT.items() for one in some])
+def test_a_right_answer_in_any_style_passes(name, answer):
+    exercises()[name](answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "message"), [(n, *one) for n, some in WRONG.items() for one in some]
+)
+def test_another_wrong_answer_is_told_what_is_wrong(name, answer, message):
+    with pytest.raises(CheckFailed, match=message):
+        exercises()[name](answer)
+
+
+def test_ap_taken_together_is_the_librarys():
+    from inctrl_lite.metrics import average_precision
+
+    exercise = exercises()["ap_with_ties"]
+    for seed in range(exercise.number):
+        labels, scores = exercise.cases(seed)
+        assert exercise.solution(labels, scores)[1] == pytest.approx(average_precision(labels, scores))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, difference, generator
 
 # --- the forward pass --------------------------------------------------------------------------------
 
@@ -438,5 +438,244 @@ check_text_term = Exercise(
         "You divide by 100. Multiply the cosines by it.": lambda e, p: (_cosines(e, p) / 100).softmax(-1)[
             :, 1
         ],
+    },
+)
+
+
+# --- harder: a batch of several categories -----------------------------------------------------------
+
+
+def score_mixed_batch(query, tokens, support, support_tokens, real, prototypes, adapter, eta, phi) -> Tensor:
+    """Final scores [B] of queries that have support sets and text prototypes of their own."""
+    normalize = torch.nn.functional.normalize
+    each = torch.einsum(
+        "blnd,bklmd->blnkm", normalize(tokens, dim=-1), normalize(support_tokens, dim=-1)
+    )  # cosines of the patches n of a query and the patches m of its normal images
+    each = each.masked_fill(~real[:, None, None, :, None], -1)
+    patch_map = ((1 - each.amax((-2, -1))) / 2).mean(1)
+    adapted = adapter(support).masked_fill(~real[..., None], 0)
+    image = eta(adapted.sum(1) / real.sum(1, keepdim=True) - adapter(query))
+    cosines = torch.einsum("bd,btd->bt", normalize(query, dim=-1), normalize(prototypes, dim=-1))
+    text = (100 * cosines).softmax(-1)[:, 1]
+    holistic = phi(patch_map + image[:, None] + text[:, None])
+    return (holistic + patch_map.amax(1)) / 2
+
+
+def _mixed_case(seed: int) -> tuple[Tensor, ...]:
+    """Several categories. The rest of a support set holds zeros, large numbers or nan."""
+    g = generator(40 + seed)
+    B, K, L, N, C, D = ((4, 3, 2, 5, 6, 7), (3, 3, 3, 4, 5, 6), (5, 2, 2, 6, 4, 8), (2, 4, 1, 7, 5, 6))[seed]
+    shared = torch.randn(C, generator=g)
+    tokens = torch.randn(B, L, N, C, generator=g) * 2 + shared
+    support_tokens = torch.randn(B, K, L, N, C, generator=g) * 0.5 + shared
+    tokens[0] = 0.3 * tokens[0] - 3 * shared  # no patch like it: all of its cosines are below 0
+    support = torch.randn(B, K, D, generator=g)
+    query = torch.randn(B, D, generator=g) * 3
+    words = (torch.randn(B, 1, D, generator=g) + 0.1 * torch.randn(B, 2, D, generator=g)) * torch.tensor(
+        [[0.5], [2.0]]
+    )
+    real = torch.rand(B, K, generator=g) < 0.5
+    real[0] = True
+    real[1] = torch.arange(K) == K - 1  # one image, in the last place
+    real[torch.arange(B), torch.randint(K, (B,), generator=g)] = True
+    filling = (0.0, 50.0, float("nan"), float("nan"))[seed]
+    support[~real], support_tokens[~real] = filling, filling
+    down, up = torch.randn(4, D, generator=g), torch.randn(D, 4, generator=g)
+    return query, tokens, support, support_tokens, real, words, down, up, torch.randn(D, generator=g)
+
+
+class _Counted(torch.overrides.TorchFunctionMode):
+    """How many operations PyTorch is asked for."""
+
+    number = 0
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        self.number += 1
+        return function(*arguments, **(named or {}))
+
+
+LOOP = "the same work for twice the queries"
+
+
+def _mixed_run(answer: Callable, *case: Tensor) -> dict:
+    """Scores, and whether twice as many queries take as many operations as before."""
+    *given, down, up, weights = case
+    parts, counts, scores = _parts(down, up, weights), [], []
+    for times in (1, 2):
+        batch = [torch.cat([tensor] * times) for tensor in given]
+        with _Counted() as counted:
+            scores.append(answer(*batch, *parts))
+        counts.append(counted.number)
+        for one, tensor in zip(batch, given, strict=True):  # the engine sees the case alone
+            tensor.copy_(one[: len(tensor)])
+    return {"scores": scores[0], LOOP: counts[0] == counts[1]}
+
+
+def _mixed_words(case: tuple, result: dict, right: dict) -> str | None:
+    if not result[LOOP]:
+        return "does more operations for more queries. Treat all queries at once, without a loop over them"
+    scores = result["scores"]
+    if isinstance(scores, Tensor) and scores.shape == right["scores"].shape and scores.isnan().any():
+        return "returns nan: a place that is not real reaches the score. Its numbers may be nan as well"
+    return difference(scores, right["scores"])
+
+
+def _mixed_given(*case: Tensor) -> str:
+    names = ("query", "tokens", "support", "support_tokens", "real", "prototypes")
+    said = ", ".join(f"{name} {list(one.shape)}" for name, one in zip(names, case, strict=False))
+    return f"{said}; {case[4].sum(1).tolist()} real normal images"
+
+
+def _mean_of_real(adapted: Tensor, real: Tensor) -> Tensor:
+    return adapted.masked_fill(~real[..., None], 0).sum(1) / real.sum(1, keepdim=True)
+
+
+def _largest_cosine(each: Tensor, real: Tensor) -> Tensor:
+    return each.masked_fill(~real[:, None, None, :, None], -1).amax((-2, -1))
+
+
+def _text_of_pair(cosines: Tensor) -> Tensor:
+    return (100 * cosines).softmax(-1)[:, 1]
+
+
+def _mixed(
+    prototype: Callable = lambda adapter, support, real: _mean_of_real(adapter(support), real),
+    nearest: Callable = _largest_cosine,
+    stages: Callable = lambda maps: maps.mean(1),
+    words: Callable = lambda prototypes: prototypes,
+    text: Callable = _text_of_pair,
+    residual: Callable = lambda prototype, adapted: prototype - adapted,
+    end: Callable = lambda holistic, maps: (holistic + maps.amax(1)) / 2,
+    length: Callable = lambda x: F.normalize(x, dim=-1),
+    swap: Callable = lambda tokens: tokens,
+    seen: Callable = lambda real: real,
+) -> Callable:
+    """A forward pass with one part that differs."""
+
+    def wrong(query, tokens, support, support_tokens, real, prototypes, adapter, eta, phi):
+        real = seen(real)
+        each = torch.einsum("blnd,bklmd->blnkm", length(tokens), length(swap(support_tokens)))
+        maps = stages((1 - nearest(each, real)) / 2)
+        image = eta(residual(prototype(adapter, support, real), adapter(query)))
+        t = text(
+            torch.einsum("bd,btd->bt", F.normalize(query, dim=-1), F.normalize(words(prototypes), dim=-1))
+        )
+        return end(phi(maps + image[:, None] + t[:, None]), maps)
+
+    return wrong
+
+
+def _looped(query, tokens, support, support_tokens, real, *others):
+    prototypes, *parts = others
+    return torch.cat(
+        [
+            score_mixed_batch(
+                *(one[i : i + 1] for one in (query, tokens, support, support_tokens, real, prototypes)),
+                *parts,
+            )
+            for i in range(len(query))
+        ]
+    )
+
+
+def _all_supports(query, tokens, support, support_tokens, real, prototypes, adapter, eta, phi):
+    """Every query is compared with the normal images of the whole batch."""
+    among = torch.einsum(
+        "blnd,klmd->blnkm", F.normalize(tokens, dim=-1), F.normalize(support_tokens[real], dim=-1)
+    )
+    maps = ((1 - among.amax((-2, -1))) / 2).mean(1)
+    image = eta(adapter(support[real]).mean(0) - adapter(query))
+    cosines = torch.einsum("bd,btd->bt", F.normalize(query, dim=-1), F.normalize(prototypes, dim=-1))
+    return (phi(maps + image[:, None] + _text_of_pair(cosines)[:, None]) + maps.amax(1)) / 2
+
+
+check_score_mixed_batch = Exercise(
+    solution=score_mixed_batch,
+    cases=_mixed_case,
+    run=_mixed_run,
+    inputs=_mixed_given,
+    explain=_mixed_words,
+    mistakes={
+        "The scores are right, but you loop over the queries. Treat all of them at once.": _looped,
+        "You take the mean over all K places. The places that are not real hold no images.": _mixed(
+            prototype=lambda adapter, support, real: adapter(support).mean(1)
+        ),
+        "You set the other places to 0 and then divide by K. Divide by the number of real images of each "
+        "query.": _mixed(
+            prototype=lambda adapter, support, real: adapter(support).masked_fill(~real[..., None], 0).mean(1)
+        ),
+        "You multiply by the mask. The other places may hold nan, and nan times 0 is nan: choose the "
+        "values instead.": _mixed(
+            prototype=lambda adapter, support, real: (
+                (adapter(support) * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+            )
+        ),
+        "The sum over the normal images is not divided: take their mean.": _mixed(
+            prototype=lambda adapter, support, real: adapter(support).masked_fill(~real[..., None], 0).sum(1)
+        ),
+        "You divide by the mean number of real images of the batch. Each query has its own number.": _mixed(
+            prototype=lambda adapter, support, real: (
+                adapter(support).masked_fill(~real[..., None], 0).sum(1) / real.sum(1).float().mean()
+            )
+        ),
+        "You take the mean before the adapter. Adapt every normal image, then average.": _mixed(
+            prototype=lambda adapter, support, real: adapter(_mean_of_real(support, real))
+        ),
+        "The residual has the paper's sign. This eta was trained with prototype minus query.": _mixed(
+            residual=lambda prototype, adapted: adapted - prototype
+        ),
+        "The image residual is right, but the patches are also compared with places that are not real.": (
+            _mixed(nearest=lambda each, real: each.amax((-2, -1)))
+        ),
+        "A place that is not real gets the cosine 0. A real cosine can be below 0, and then the place wins. "
+        "Use a number that no cosine falls below.": _mixed(
+            nearest=lambda each, real: each.masked_fill(~real[:, None, None, :, None], 0).amax((-2, -1))
+        ),
+        "You take the mean over the normal images of the largest cosines. The nearest patch of all the real "
+        "images counts.": _mixed(
+            nearest=lambda each, real: (
+                each.amax(-1).masked_fill(~real[:, None, None], 0).sum(-1) / real.sum(1)[:, None, None]
+            )
+        ),
+        "You compare a patch with the patch at the same position only. Search all positions.": _mixed(
+            nearest=lambda each, real: (
+                each.diagonal(dim1=2, dim2=4).transpose(-1, -2).masked_fill(~real[:, None, None], -1).amax(-1)
+            )
+        ),
+        "You take the largest residual of the stages. The map is the mean over the stages.": _mixed(
+            stages=lambda maps: maps.amax(1)
+        ),
+        "These are dot products of patch tokens. Bring them to length 1 first.": _mixed(length=lambda x: x),
+        "Every query is compared with the normal images of the whole batch. Each has its own.": _all_supports,
+        "Every query gets the support set of its neighbour in the batch.": _mixed(
+            prototype=lambda adapter, support, real: _mean_of_real(adapter(support), real).roll(1, 0)
+        ),
+        "All queries get the text prototypes of the first one. Each has its own.": _mixed(
+            words=lambda prototypes: prototypes[:1].expand_as(prototypes)
+        ),
+        "You average the text prototypes over the batch. Each query has its own.": _mixed(
+            words=lambda prototypes: prototypes.mean(0, keepdim=True).expand_as(prototypes)
+        ),
+        "This is the probability of NORMAL. The anomalous prototype is the second one.": _mixed(
+            text=lambda cosines: (100 * cosines).softmax(-1)[:, 0]
+        ),
+        "The softmax runs over the queries. Compare the two cosines of one query.": _mixed(
+            text=lambda cosines: (100 * cosines).softmax(0)[:, 1]
+        ),
+        "The factor 100 of the text score is missing.": _mixed(
+            text=lambda cosines: cosines.softmax(-1)[:, 1]
+        ),
+        "You use the first places. The real images can be in any places: use the mask.": _mixed(
+            seen=lambda real: torch.arange(real.shape[1]) < real.sum(1, keepdim=True)
+        ),
+        "The mask is the wrong way round: True marks a real image.": _mixed(seen=lambda real: ~real),
+        "You use the places that are real for every query. Each query has its own row of the mask.": _mixed(
+            seen=lambda real: real.all(0).expand_as(real)
+        ),
+        "The largest patch residual is missing at the end.": _mixed(end=lambda holistic, maps: holistic),
+        "The factor 1/2 is missing at the end.": _mixed(end=lambda holistic, maps: holistic + maps.amax(1)),
+        "The patch term is the mean of the map. It is the largest residual.": _mixed(
+            end=lambda holistic, maps: (holistic + maps.mean(1)) / 2
+        ),
     },
 )

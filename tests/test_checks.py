@@ -294,6 +294,13 @@ def test_a_forbidden_function_is_not_accepted():
         checks.check_auroc(roc_auc_score)
 
 
+def test_a_forbidden_function_is_found_inside_a_function():
+    from sklearn import metrics
+
+    with pytest.raises(CheckFailed, match="calls roc_auc_score"):
+        checks.check_auroc(lambda *a: (lambda: metrics.roc_auc_score(*a))())
+
+
 def test_stages_in_other_forms_are_described():
     solution = checks.check_collect_stages.solution
     with pytest.raises(CheckFailed, match="entry 0 of the list is a dict"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -165,12 +166,15 @@ class Exercise:
 
 
 def _names(answer: Callable) -> set[str]:
-    """Names that a student's function uses; none for functions of the library."""
+    """Names that a student's function uses, also in functions inside it; none for the library's functions."""
     if getattr(answer, "__module__", "").startswith("inctrl_lite."):
         return set()
-    code = getattr(answer, "__code__", None)
-    used = {*code.co_names, *code.co_freevars} if code else set()
-    return used | {getattr(answer, "__name__", "")}
+    used, codes = {getattr(answer, "__name__", "")}, [getattr(answer, "__code__", None)]
+    while codes:
+        if (code := codes.pop()) is not None:
+            used |= {*code.co_names, *code.co_freevars}
+            codes += [part for part in code.co_consts if isinstance(part, CodeType)]  # functions inside
+    return used
 
 
 # --- results of any form -----------------------------------------------------------------------------

@@ -216,3 +216,140 @@ check_images_first = Exercise(
         "old axis 2 and comes first: permute(2, 0, 1, 3).": lambda t: t[:, 1:].permute(1, 2, 0, 3),
     },
 )
+
+
+# --- harder: another image size ----------------------------------------------------------------------
+
+
+def tokens_on_grid(patches: Tensor, class_embedding: Tensor, positions: Tensor, old, new) -> Tensor:
+    """Tokens [B, 1 + N', C] before the first block, for patches [B, N', C] on the grid `new`."""
+    maps = positions[1:].T.reshape(1, -1, *old)  # [1, C, rows, columns]
+    maps = torch.nn.functional.interpolate(maps, size=tuple(new), mode="bilinear", align_corners=False)
+    resampled = torch.cat([positions[:1], maps[0].flatten(1).T])
+    class_tokens = class_embedding.expand(len(patches), 1, -1)
+    return torch.cat([class_tokens, patches], dim=1) + resampled
+
+
+def _grids(seed: int) -> tuple:
+    g = generator(seed)
+    B, C, old, new = (
+        (2, 6, (3, 4), (5, 6)),
+        (3, 5, (4, 4), (2, 3)),
+        (1, 7, (2, 5), (5, 2)),
+        (2, 4, (3, 5), (3, 5)),
+    )[seed]
+    patches = torch.randn(B, new[0] * new[1], C, generator=g)
+    positions = torch.randn(1 + old[0] * old[1], C, generator=g)
+    return patches, torch.randn(C, generator=g), positions, old, new
+
+
+def _resized(maps: Tensor, new, mode: str = "bilinear", **how) -> Tensor:
+    how |= {} if mode in ("nearest", "area") else {"align_corners": how.get("align_corners", False)}
+    return torch.nn.functional.interpolate(maps, size=tuple(new), mode=mode, **how)
+
+
+def _as_maps(positions: Tensor, old) -> Tensor:
+    return positions[1:].T.reshape(1, -1, *old)
+
+
+def _on_grid(
+    resample: Callable = lambda positions, old, new: _resized(_as_maps(positions, old), new)[0].flatten(1).T,
+    first: Callable = lambda positions, resampled: positions[:1],
+    join: Callable = lambda class_tokens, patches: torch.cat([class_tokens, patches], 1),
+    add: Callable = lambda tokens, where: tokens + where,
+) -> Callable:
+    """Tokens of which one part is made in another way."""
+
+    def wrong(patches, class_embedding, positions, old, new):
+        resampled = resample(positions, old, new)
+        where = torch.cat([first(positions, resampled), resampled])
+        return add(join(class_embedding.expand(len(patches), 1, -1), patches), where)
+
+    return wrong
+
+
+def _all_positions_in_a_row(patches, class_embedding, positions, old, new):
+    """The list of 1 + N vectors is stretched, with the class token in it."""
+    count = (1 + patches.shape[1],)
+    where = torch.nn.functional.interpolate(positions.T[None], size=count, mode="linear")[0].T
+    return torch.cat([class_embedding.expand(len(patches), 1, -1), patches], 1) + where
+
+
+def _patches_alone(patches, class_embedding, positions, old, new):
+    return tokens_on_grid(patches, class_embedding, positions, old, new)[:, 1:]
+
+
+check_tokens_on_grid = Exercise(
+    solution=tokens_on_grid,
+    cases=_grids,
+    mistakes={
+        "reshape(1, C, rows, columns) of [N, C] mixes positions and channels. First exchange the two axes.": (
+            _on_grid(
+                lambda positions, old, new: _resized(positions[1:].reshape(1, -1, *old), new)[0].flatten(1).T
+            )
+        ),
+        "The map is right, but a reshape reads it back: [C, N'] becomes [N', C] by a transpose.": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions, old), new).reshape(
+                -1, positions.shape[1]
+            )
+        ),
+        "You read the new grid column by column. Patches are counted row by row.": _on_grid(
+            lambda positions, old, new: (
+                _resized(_as_maps(positions, old), new)[0].transpose(1, 2).flatten(1).T
+            )
+        ),
+        "Rows and columns of the old grid are exchanged: a grid is (rows, columns).": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions, old[::-1]), new)[0].flatten(1).T
+        ),
+        "Rows and columns of the new grid are exchanged: a grid is (rows, columns).": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions, old), new[::-1])[0].flatten(1).T
+        ),
+        "align_corners is True here. Then the corners of both grids are the same points, but patches have a "
+        "size.": _on_grid(
+            lambda positions, old, new: (
+                _resized(_as_maps(positions, old), new, align_corners=True)[0].flatten(1).T
+            )
+        ),
+        "You take the nearest position. The task asks for bilinear.": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions, old), new, "nearest")[0].flatten(1).T
+        ),
+        "This is bicubic. The task asks for bilinear.": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions, old), new, "bicubic")[0].flatten(1).T
+        ),
+        "You smooth before you reduce (antialias=True). The task asks for plain bilinear.": _on_grid(
+            lambda positions, old, new: (
+                _resized(_as_maps(positions, old), new, antialias=True)[0].flatten(1).T
+            )
+        ),
+        "You stretch the row of patch positions. It is a grid: neighbours above and below count.": _on_grid(
+            lambda positions, old, new: (
+                torch.nn.functional.interpolate(
+                    positions[1:].T[None], size=(new[0] * new[1],), mode="linear"
+                )[0].T
+            )
+        ),
+        "The class token's position takes part in the resampling. It has no place in the grid.": (
+            _all_positions_in_a_row
+        ),
+        "You drop the last position. The class token's is the first.": _on_grid(
+            lambda positions, old, new: _resized(_as_maps(positions.roll(1, 0), old), new)[0].flatten(1).T
+        ),
+        "The class token gets no position. It has one of its own, the first.": _on_grid(
+            first=lambda positions, resampled: torch.zeros_like(positions[:1])
+        ),
+        "The class token gets the mean of the patch positions. It has one of its own, the first.": _on_grid(
+            first=lambda positions, resampled: resampled.mean(0, keepdim=True)
+        ),
+        "The class token is at the end. It is token 0.": lambda patches, c, positions, old, new: (
+            tokens_on_grid(patches, c, positions, old, new).roll(-1, 1)
+        ),
+        "The class token is missing.": _patches_alone,
+        "Nothing is added to the patches: the positions are missing.": _on_grid(
+            add=lambda tokens, where: torch.cat([tokens[:, :1] + where[:1], tokens[:, 1:]], 1)
+        ),
+        "You replace the tokens by the positions. They are added.": _on_grid(
+            add=lambda tokens, where: where.expand_as(tokens)
+        ),
+        "You multiply by the positions. They are added.": _on_grid(add=lambda tokens, where: tokens * where),
+    },
+)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from inctrl_lite.checks.engine import Exercise
+from inctrl_lite.checks.engine import Exercise, same
 
 
 def _pool(seed: int) -> tuple[list[str], str, int, int]:
@@ -251,5 +251,169 @@ check_find_leaks = Exercise(
         "Two pictures with the same first pixel can differ. Compare all pixels.": _first_pixel,
         "These are the names of the training images. The names of the test images are "
         "expected.": _training_names,
+    },
+)
+
+
+# --- harder: protocols without leaks -----------------------------------------------------------------
+
+
+def semantic_protocols(images: list[tuple[str, str, int]], objects: int) -> tuple[dict, list[str]]:
+    """(name, class, object) of each picture -> {class: (pool, labelled queries)}, and classes too small."""
+    images = list(dict.fromkeys(images))  # each picture once
+    seen: dict[str, dict[int, None]] = {}
+    for _, kind, number in images:
+        seen.setdefault(kind, {})[number] = None  # in the order in which they occur
+    small = sorted(kind for kind, numbers in seen.items() if len(numbers) <= objects)
+    pool, queries = [], []
+    for name, kind, number in images:
+        shown = kind not in small and number in list(seen[kind])[:objects]
+        (pool if shown else queries).append((name, kind))
+    normal = {kind: {kind} for kind in seen if kind not in small}
+    if normal:
+        normal["all classes"] = set(normal)
+    return {
+        title: ([n for n, k in pool if k in kinds], [(n, int(k not in kinds)) for n, k in queries])
+        for title, kinds in normal.items()
+    }, small
+
+
+def _pictures(seed: int) -> tuple[list[tuple[str, str, int]], int]:
+    rng, objects = np.random.default_rng(seed), (2, 1, 3, 2)[seed]
+    counts = {"cup": objects + 2, "shoe": objects + 1, "fish": objects, "bird": objects + 3, "ant": 1}
+    if seed == 3:
+        counts = {"cup": 2, "ant": 1}  # no class is large enough
+    rows = []
+    for kind, number in counts.items():
+        for i in rng.permutation(20)[:number].tolist():  # the same numbers occur in several classes
+            rows += [(kind, i)] * int(rng.integers(1, 4))
+    order, names = rng.permutation(len(rows)), rng.permutation(90)
+    images = [(f"{names[i]:02}.png", *rows[i]) for i in order]
+    return [*images, images[0], images[-1]], objects
+
+
+def _protocols(
+    once: Callable = lambda images: list(dict.fromkeys(images)),
+    key: Callable = lambda name, kind, number: (kind, number),
+    chosen: Callable = lambda numbers, objects: numbers[:objects],
+    small_if: Callable = lambda count, objects: count <= objects,
+    tested: Callable = lambda queries, pool, kinds, small: queries,
+    label: Callable = lambda kind, kinds, small: int(kind not in kinds),
+    sort: Callable = sorted,
+    title: str | None = "all classes",
+    together: Callable = lambda large, small: large,
+    listed: Callable = list,
+) -> Callable:
+    """Protocols with one decision that differs."""
+
+    def wrong(images, objects):
+        images = once(images)
+        seen: dict[str, dict] = {}
+        for name, kind, number in images:
+            seen.setdefault(kind, {})[key(name, kind, number)] = None
+        small = sort([kind for kind, numbers in seen.items() if small_if(len(numbers), objects)])
+        large = [kind for kind in seen if kind not in small]
+        taken = {one for kind in large for one in chosen(list(seen[kind]), objects)}
+        pool = [(n, k) for n, k, i in images if k not in small and key(n, k, i) in taken]
+        queries = [(n, k) for n, k, i in images if k in small or key(n, k, i) not in taken]
+        normal = {kind: {kind} for kind in large}
+        if large and title is not None:
+            normal[title] = {*together(large, small)}
+        return {
+            name: (
+                listed(n for n, k in pool if k in kinds),
+                listed((n, label(k, kinds, small)) for n, k in tested(queries, pool, kinds, small)),
+            )
+            for name, kinds in normal.items()
+        }, small
+
+    return wrong
+
+
+def _pool_scored(images, objects):
+    found, small = semantic_protocols(images, objects)
+    large = set(found) - {"all classes"}
+    return {
+        title: (
+            pool,
+            [
+                (n, int(k not in (large if title == "all classes" else {title})))
+                for n, k, _ in dict.fromkeys(images)
+            ],
+        )
+        for title, (pool, _) in found.items()
+    }, small
+
+
+def _said_of_protocols(case: tuple, result, right: tuple) -> str | None:
+    """What is wrong, with the class and the picture."""
+    if not isinstance(result, list | tuple) or len(result) != 2 or not isinstance(result[0], dict):
+        return "return two things: the dictionary of protocols, and the list of classes that are too small"
+    found, small = result
+    if not same(small, right[1], 0.0):
+        return f"the classes that are too small are {right[1]}, you return {small!r:.80}"
+    if set(found) != set(right[0]):
+        return f"has protocols for {sorted(map(str, found))}, expected {sorted(right[0])}"
+    for title, (pool, queries) in right[0].items():
+        pair = found[title]
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            return f"{title!r}: a pair (pool, queries) is expected"
+        if not same(pair[0], pool, 0.0):
+            return f"{title!r}: the pool is {pair[0]!r:.90}, expected {pool!r:.90}"
+        if not same(pair[1], queries, 0.0):
+            shown = {name for names, _ in right[0].values() for name in names}
+            for one in pair[1] if isinstance(pair[1], list | tuple) else ():
+                if isinstance(one, list | tuple) and one and one[0] in shown:
+                    return (
+                        f"{title!r}: {one[0]} is a query, but it is in a pool. No picture of a pool is scored"
+                    )
+            return f"{title!r}: the queries are {pair[1]!r:.120} ..., expected {queries!r:.120} ..."
+    return None
+
+
+check_semantic_protocols = Exercise(
+    solution=semantic_protocols,
+    cases=_pictures,
+    inputs=lambda images, objects: (
+        f"{len(images)} lines of {len({k for _, k, _ in images})} classes, objects = {objects}"
+    ),
+    explain=_said_of_protocols,
+    mistakes={
+        "You split pictures. Several pictures show one object: split objects, so that no object is on both "
+        "sides.": _protocols(key=lambda name, kind, number: name),
+        "Object 3 of one class is not object 3 of another: look at class and number together.": _protocols(
+            key=lambda name, kind, number: number
+        ),
+        "A line that occurs twice counts once.": _protocols(once=list),
+        "You take the objects with the smallest numbers. Take those that occur first.": _protocols(
+            chosen=lambda numbers, objects: sorted(numbers)[:objects]
+        ),
+        "You take the last objects. Take those that occur first.": _protocols(
+            chosen=lambda numbers, objects: numbers[-objects:]
+        ),
+        "A class with exactly `objects` objects has no normal query left: it is too small.": _protocols(
+            small_if=lambda count, objects: count < objects
+        ),
+        "The classes that are too small are right, but not in sorted order.": _protocols(sort=list),
+        "The pool is scored as well. That is the leak: a normal query finds itself among the normal "
+        "images.": _pool_scored,
+        "Pictures of the classes that are too small are left out. They have no pool, and are anomalous "
+        "queries.": _protocols(
+            tested=lambda queries, pool, kinds, small: [one for one in queries if one[1] not in small]
+        ),
+        "The labels are exchanged: 1 is anomalous.": _protocols(
+            label=lambda kind, kinds, small: int(kind in kinds)
+        ),
+        "The queries of the other classes are missing. They are the anomalous ones.": _protocols(
+            tested=lambda queries, pool, kinds, small: [one for one in queries if one[1] in kinds]
+        ),
+        'The protocol "all classes" is missing.': _protocols(title=None),
+        'In "all classes", the classes that are too small count as normal. Nobody has shown them: label 1.': (
+            _protocols(together=lambda large, small: [*large, *small])
+        ),
+        "You sort the lists. Keep the order of `images`.": _protocols(listed=sorted),
+        "You return sets, which have no order. Return lists in the order of `images`.": _protocols(
+            listed=set
+        ),
     },
 )

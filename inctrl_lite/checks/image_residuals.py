@@ -444,3 +444,132 @@ check_score_of = Exercise(
         ),
     },
 )
+
+
+# --- harder: the rank of a query among the normal images ---------------------------------------------
+
+
+def rank_among_normals(adapter, query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, D] and normal images [K, D] -> lengths [B, K + 1], the query last, and shares [B]."""
+    own = adapter(query)[:, None]  # [B, 1, D]
+    members = torch.cat([adapter(support).expand(len(query), -1, -1), own], dim=1)  # [B, K + 1, D]
+    others = (members.sum(1, keepdim=True) - members) / len(support)  # mean of the K other members
+    lengths = (others - members).norm(dim=-1)
+    return lengths, (lengths >= lengths[:, -1:] - 1e-4).float().mean(1)
+
+
+def _ranked(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = generator(30 + seed)
+    images, shots, width = ((5, 4), (4, 7), (3, 1), (6, 6))[seed] + (7,)
+    support = torch.randn(shots, width, generator=g)
+    query = torch.randn(images, width, generator=g) * torch.linspace(0.5, 2, images)[:, None]
+    query[0] = support[0]  # a copy: two members with the same length
+    down, up = torch.randn(5, width, generator=g), torch.randn(width, 5, generator=g)
+    return down / 2, up / 2, query, support
+
+
+def _joined(own: Tensor, normal: Tensor) -> Tensor:
+    return torch.cat([normal.expand(len(own), -1, -1), own[:, None]], dim=1)
+
+
+def _of_others(members: Tensor) -> Tensor:
+    """Lengths [B, K + 1] of members [B, K + 1, D], each against the mean of the others."""
+    others = (members.sum(1, keepdim=True) - members) / (members.shape[1] - 1)
+    return (others - members).norm(dim=-1)
+
+
+def _not_below(lengths: Tensor) -> Tensor:
+    return (lengths >= lengths[:, -1:] - 1e-4).float().mean(1)
+
+
+def _ranking(
+    members: Callable = lambda psi, q, p: _joined(psi(q), psi(p)),
+    lengths: Callable = _of_others,
+    share: Callable = _not_below,
+) -> Callable:
+    def wrong(psi, q, p):
+        found = lengths(members(psi, q, p))
+        return found, share(found)
+
+    return wrong
+
+
+def _without_the_query(members: Tensor) -> Tensor:
+    """Normal images against each other, the query against all of them."""
+    normal, own = members[:, :-1], members[:, -1]
+    return torch.cat([_of_others(normal), (normal.mean(1) - own).norm(dim=-1)[:, None]], dim=1)
+
+
+def _all_in_one_set(psi, q, p):
+    everything = torch.cat([psi(p), psi(q)])
+    lengths = _of_others(everything[None])[0]
+    lengths = torch.cat([lengths[: len(p)].expand(len(q), -1), lengths[len(p) :, None]], dim=1)
+    return lengths, _not_below(lengths)
+
+
+check_rank_among_normals = Exercise(
+    solution=rank_among_normals,
+    cases=_ranked,
+    run=lambda answer, down, up, query, support: answer(_psi(down, up), query, support),
+    inputs=lambda down, up, query, support: (
+        f"a small adapter, query [B, D] = {list(query.shape)}, support [K, D] = {list(support.shape)}"
+    ),
+    parts=("lengths", "shares"),
+    mistakes={
+        "The normal images are compared with each other, without the query. Then a query has K others and a "
+        "normal image K - 1, and the ranks are not fair: the query joins the set.": _ranking(
+            lengths=_without_the_query
+        ),
+        "Every member is compared with a mean that contains it. Leave it out.": _ranking(
+            lengths=lambda m: (m.mean(1, keepdim=True) - m).norm(dim=-1)
+        ),
+        "Every member is compared with the prototype of the K normal images. It contains the normal images and "
+        "not the query.": _ranking(lengths=lambda m: (m[:, :-1].mean(1, keepdim=True) - m).norm(dim=-1)),
+        "The sum of the others is divided by K + 1. There are K others.": _ranking(
+            lengths=lambda m: ((m.sum(1, keepdim=True) - m) / m.shape[1] - m).norm(dim=-1)
+        ),
+        "The sum of the others is not divided. Take their mean.": _ranking(
+            lengths=lambda m: (m.sum(1, keepdim=True) - 2 * m).norm(dim=-1)
+        ),
+        "Nothing is adapted. All members pass through the adapter.": _ranking(
+            lambda psi, q, p: _joined(q, p)
+        ),
+        "The query is not adapted.": _ranking(lambda psi, q, p: _joined(q, psi(p))),
+        "The mean of the others is taken before the adapter. Adapt first.": lambda psi, q, p: (
+            (
+                lengths := (
+                    psi((_joined(q, p).sum(1, keepdim=True) - _joined(q, p)) / len(p)) - psi(_joined(q, p))
+                ).norm(dim=-1)
+            ),
+            _not_below(lengths),
+        ),
+        "All queries are in one set. Each query joins the normal images alone, or its share depends on the "
+        "batch.": _all_in_one_set,
+        "The query is the first member. Put it last.": _ranking(
+            lengths=lambda m: _of_others(m).roll(1, 1),
+            share=lambda found: _not_below(found.roll(-1, 1)),
+        ),
+        "These are squared lengths.": _ranking(lengths=lambda m: _of_others(m) ** 2),
+        "You add absolute values. The length is the root of the sum of squares.": _ranking(
+            lengths=lambda m: ((m.sum(1, keepdim=True) - m) / (m.shape[1] - 1) - m).abs().sum(-1)
+        ),
+        "Equal lengths count as well, and so does the query itself: at least as long, not longer.": _ranking(
+            share=lambda found: (found > found[:, -1:] + 1e-4).float().mean(1)
+        ),
+        "You count the members that are at most as long. An unusual query must get a small share.": _ranking(
+            share=lambda found: (found <= found[:, -1:] + 1e-4).float().mean(1)
+        ),
+        "The query itself does not count in your share. It is one of the K + 1 members.": _ranking(
+            share=lambda found: (found[:, :-1] >= found[:, -1:] - 1e-4).float().mean(1)
+        ),
+        "You divide by K. There are K + 1 members.": _ranking(
+            share=lambda found: (found >= found[:, -1:] - 1e-4).float().sum(1) / (found.shape[1] - 1)
+        ),
+        "You return numbers of members. The share of all K + 1 is expected.": _ranking(
+            share=lambda found: (found >= found[:, -1:] - 1e-4).float().sum(1)
+        ),
+        "Two equal lengths can differ by rounding: allow the 1e-4 of the task.": _ranking(
+            share=lambda found: (found > found[:, -1:] + 1e-4).float().mean(1) + 1 / found.shape[1]
+        ),
+    },
+)

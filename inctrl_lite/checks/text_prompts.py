@@ -1,5 +1,7 @@
 """Exercises of notebook 03: text prompts."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -253,5 +255,130 @@ check_score_with_states = Exercise(
         "You use only the first template. Keep all T sentences of a state.": lambda q, n, a, keep: _score(
             q, n[keep[0]][:, 0], a[keep[1]][:, 0]
         ),
+    },
+)
+
+
+# --- several defects ----------------------------------------------------------------------------------
+
+
+def score_by_defects(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores [B] against one normal kind and J defects, and the number [B] of the defect that fits best."""
+    pairs = torch.stack([build_prototypes(normal, defect) for defect in defects])  # [J, 2, D]
+    logits = 100 * F.normalize(query, dim=-1) @ pairs.transpose(1, 2)  # [J, B, 2]
+    anomalous = logits[..., 1].logsumexp(0) - torch.tensor(float(len(defects))).log()
+    return (anomalous - logits[0, :, 0]).sigmoid(), logits[..., 1].argmax(0)
+
+
+def _several(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Prototypes and images that lie close together, so that e^(100 cos) does not fit into float32."""
+    g = generator(seed)
+    base = _unit(torch.randn(9, generator=g))
+
+    def near(count: int) -> Tensor:
+        centre = base + 0.04 * torch.randn(9, generator=g)
+        sentences = centre + 0.03 * torch.randn(count, 9, generator=g)
+        return (0.2 + 2 * torch.rand(count, 1, generator=g)) * sentences
+
+    normal, defects = near(6), [near(count) for count in ((4, 2, 7), (5,), (3, 3, 1, 8), (2, 6))[seed]]
+    query = base + 0.08 * torch.randn(5 + seed, 9, generator=g)
+    return (0.3 + torch.rand(len(query), 1, generator=g)) * query, normal, defects
+
+
+def _parts(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Cosines with the normal prototype [B] and with those of the defects [B, J]."""
+    prototypes = torch.stack([build_prototypes(normal, defect)[1] for defect in defects])
+    return _unit(query) @ build_prototypes(normal, normal)[0], _unit(query) @ prototypes.T
+
+
+def _scored(rule: Callable[[Tensor, Tensor], Tensor], named: Callable = lambda cosines: cosines.argmax(1)):
+    """A wrong answer: `rule(100 cos with normal [B], 100 cos with the defects [B, J])`."""
+
+    def wrong(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+        one, several = _parts(query, normal, defects)
+        return rule(100 * one, 100 * several), named(several)
+
+    return wrong
+
+
+def _mean_weight(n: Tensor, a: Tensor) -> Tensor:
+    """The right score."""
+    return (a.logsumexp(1) - torch.tensor(float(a.shape[1])).log() - n).sigmoid()
+
+
+def _one_prototype(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    named = score_by_defects(query, normal, defects)[1]
+    return score_by_text(query, build_prototypes(normal, torch.cat(defects))), named
+
+
+def _mean_prototype(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    prototypes = torch.stack([build_prototypes(normal, defect)[1] for defect in defects])
+    named = score_by_defects(query, normal, defects)[1]
+    return score_by_text(query, torch.stack([build_prototypes(normal, normal)[0], prototypes.mean(0)])), named
+
+
+def _raw_sentences(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    prototypes = torch.stack([_unit(defect.mean(0)) for defect in defects])
+    n, a = 100 * _unit(query) @ _unit(normal.mean(0)), 100 * _unit(query) @ prototypes.T
+    return _mean_weight(n, a), a.argmax(1)
+
+
+def _raw_query(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
+    length = query.norm(dim=-1)
+    n, a = _parts(query, normal, defects)
+    return _mean_weight(100 * n * length, 100 * a * length[:, None]), a.argmax(1)
+
+
+check_score_by_defects = Exercise(
+    solution=score_by_defects,
+    cases=_several,
+    parts=("scores", "numbers of the defects"),
+    inputs=lambda query, normal, defects: (
+        f"{len(query)} images, {len(normal)} normal sentences and {[len(one) for one in defects]} sentences "
+        f"of {len(defects)} defects"
+    ),
+    explain=lambda case, result, right: (
+        "returns one value: two are expected, the scores [B] and the numbers of the defects [B]"
+        if isinstance(result, Tensor) and result.ndim == 1
+        else None
+    ),
+    mistakes={
+        "e^(100 cos) does not fit into float32 when the cosine is near 1, and inf / inf is nan. Work with "
+        "differences of the exponents, or with torch.logsumexp.": _scored(
+            lambda n, a: a.exp().mean(1) / (n.exp() + a.exp().mean(1))
+        ),
+        "You add the weights of the defects, so that a longer list of defects makes every image more "
+        "anomalous. The defects share one half: average their weights.": _scored(
+            lambda n, a: (a.logsumexp(1) - n).sigmoid()
+        ),
+        "You use only the defect that fits best. All of them count: average the weights e^(100 cos).": (
+            _scored(lambda n, a: (a.amax(1) - n).sigmoid())
+        ),
+        "You average the cosines before the exponential. Average the weights e^(100 cos).": _scored(
+            lambda n, a: (a.mean(1) - n).sigmoid()
+        ),
+        "You average the scores of single defects. Average the weights e^(100 cos) inside the formula.": (
+            _scored(lambda n, a: (a - n[:, None]).sigmoid().mean(1))
+        ),
+        "You combine the scores of single defects as if the defects were independent. Here an anomalous "
+        "image has exactly one of them.": _scored(lambda n, a: 1 - (1 - (a - n[:, None]).sigmoid()).prod(1)),
+        "You make one prototype of all sentences. Each defect has its own prototype.": _one_prototype,
+        "You average the prototypes of the defects. Each defect keeps its own prototype.": _mean_prototype,
+        'This is the probability of "normal". Return that of "anomalous".': _scored(
+            lambda n, a: 1 - _mean_weight(n, a)
+        ),
+        "The factor 100 is missing.": _scored(lambda n, a: _mean_weight(n / 100, a / 100)),
+        "Give each sentence unit length before the mean: use build_prototypes.": _raw_sentences,
+        "These are dot products, not cosines: the images have any length.": _raw_query,
+        "The numbers begin at 1. Python counts the defects from 0.": _scored(
+            _mean_weight, lambda cosines: cosines.argmax(1) + 1
+        ),
+        "You name the defect that fits worst.": _scored(_mean_weight, lambda cosines: cosines.argmin(1)),
+        "The results are exchanged: first the scores, then the numbers.": lambda q, n, d: score_by_defects(
+            q, n, d
+        )[::-1],
+        "The numbers of the defects are missing: return two tensors.": lambda q, n, d: score_by_defects(
+            q, n, d
+        )[0],
     },
 )

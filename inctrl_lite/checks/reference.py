@@ -393,7 +393,13 @@ def _suspect(seed: int) -> tuple[str, Tensor, Tensor]:
     return list(SCORES)[seed], query, torch.randn(images, shots, 3, 5, 4, generator=g)
 
 
+_KNOWN: dict[tuple[Callable, str], Any] = {}  # what the key and the mistakes say of each score: computed once
+
+
 def _names_of(answer: Callable, name: str, query: Tensor, support: Tensor) -> Any:
+    ours = getattr(answer, "__module__", "") == __name__
+    if ours and (answer, name) in _KNOWN:
+        return _KNOWN[answer, name]
     score = SCORES[name](generator(11))
 
     def checked(query: Tensor, support: Tensor) -> Tensor:
@@ -404,7 +410,10 @@ def _names_of(answer: Callable, name: str, query: Tensor, support: Tensor) -> An
 
     found = answer(checked, query, support)
     listed = isinstance(found, set | frozenset | list | tuple) and all(isinstance(n, str) for n in found)
-    return sorted(set(found)) if listed else found
+    said = sorted(set(found)) if listed else found
+    if ours:
+        _KNOWN[answer, name] = said
+    return said
 
 
 def _misreported(case: tuple, result: Any, right: list[str]) -> str | None:

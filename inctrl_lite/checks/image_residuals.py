@@ -523,8 +523,8 @@ check_rank_among_normals = Exercise(
         "Every member is compared with a mean that contains it. Leave it out.": _ranking(
             lengths=lambda m: (m.mean(1, keepdim=True) - m).norm(dim=-1)
         ),
-        "Every member is compared with the prototype of the K normal images. It contains the normal images and "
-        "not the query.": _ranking(lengths=lambda m: (m[:, :-1].mean(1, keepdim=True) - m).norm(dim=-1)),
+        "Every member is compared with the prototype of the K normal images. It contains the normal images, "
+        "but not the query.": _ranking(lengths=lambda m: (m[:, :-1].mean(1, keepdim=True) - m).norm(dim=-1)),
         "The sum of the others is divided by K + 1. There are K others.": _ranking(
             lengths=lambda m: ((m.sum(1, keepdim=True) - m) / m.shape[1] - m).norm(dim=-1)
         ),

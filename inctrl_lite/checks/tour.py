@@ -47,7 +47,7 @@ check_effect_of_shots = Exercise(
 
 
 def decide(score: Callable, normals: list, queries: list) -> tuple[float, list[bool]]:
-    """A threshold from the normal images alone, and for each query whether it is called anomalous."""
+    """A threshold from normal images alone, and whether each query is called anomalous."""
     left_out = [score(normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals))]
     threshold = max(left_out)
     return threshold, [score(normals, query) > threshold for query in queries]

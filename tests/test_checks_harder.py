@@ -178,12 +178,114 @@ def losses_first(loss, parameters, parts):
     return sum(sums) / sum(size for size, _ in losses)
 
 
+# --- A1: the gradient by hand ------------------------------------------------------------------------
+
+
+def gradient_by_numpy(logits, same_text):
+    given = logits.numpy()
+    own = np.eye(len(given))
+    shown = np.where(same_text.numpy() & (own == 0), -np.inf, given)
+
+    def probability(axis):
+        powers = np.exp(shown - shown.max(axis=axis, keepdims=True))
+        return powers / powers.sum(axis=axis, keepdims=True)
+
+    gradient = (probability(0) - own + probability(1) - own) / (2 * len(given))
+    return gradient, (gradient * given).sum()
+
+
+def gradient_by_logarithms(logits, same_text):
+    keep = ~same_text | torch.eye(len(logits), dtype=torch.bool)
+    shown = torch.where(keep, logits, -1e9)
+    halves = ((shown - shown.logsumexp(axis, keepdim=True)).exp() for axis in (0, 1))
+    gradient = sum(halves) / 2
+    gradient.diagonal().sub_(1)
+    return [(gradient / len(logits)).tolist(), (gradient * logits).mean(0).sum().item()]
+
+
+def gradient_by_autograd(logits, same_text):
+    variable = logits.clone().requires_grad_()
+    own = torch.eye(len(variable), dtype=torch.bool)
+    shown = variable.masked_fill(same_text & ~own, -torch.inf)
+    loss = -(shown.log_softmax(0).diagonal() + shown.log_softmax(1).diagonal()).mean() / 2
+    loss.backward()
+    return variable.grad, (variable.grad * logits).sum()
+
+
+def gradient_filled(value):
+    """Excluded logits that are only small."""
+    return lambda z, same: KEYS["contrastive_gradient"](
+        z.masked_fill(same & ~torch.eye(len(z), dtype=torch.bool), value), torch.zeros_like(same)
+    )
+
+
+# --- 00: a threshold from normal images alone --------------------------------------------------------
+
+
+def decide_by_pop(score, normals, queries):
+    scores = []
+    for i, image in enumerate(normals):
+        others = list(normals)
+        others.pop(i)
+        scores.append(score(others, image))
+    return [max(scores), [int(score(normals, query) > max(scores)) for query in queries]]
+
+
+def decide_by_numpy(score, normals, queries):
+    images = np.stack(normals)
+    threshold = np.max([score(np.delete(images, i, 0), images[i]) for i in range(len(images))])
+    return threshold, np.array([score(images, query) for query in queries]) > threshold
+
+
+def decide_with(threshold):
+    def answer(score, normals, queries):
+        limit = threshold(score, normals)
+        return limit, [score(normals, query) > limit for query in queries]
+
+    return answer
+
+
+def each_but_one(score, normals):
+    return [score(normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals))]
+
+
 RIGHT = {
+    "contrastive_gradient": [
+        gradient_by_numpy,
+        gradient_by_logarithms,
+        lambda z, same: KEYS["contrastive_gradient"](z.float(), same),
+    ],
+    "decide": [decide_by_pop, decide_by_numpy],
     "broken_properties": [properties_by_loops, properties()],
     "ap_with_ties": [ap_by_loops, ap_by_nudges, ap_by_pandas],
     "accumulated_gradient": [parts_by_backward, parts_by_a_running_mean, parts_by_next],
 }
 WRONG = {
+    "contrastive_gradient": [
+        (gradient_by_autograd, "calls backward"),
+        (gradient_filled(-10.0), "returns .* expected"),
+        (gradient_filled(-100.0), "returns .* expected"),
+        (lambda z, same: KEYS["contrastive_gradient"](z.clamp(max=50), same), "gradient of the logits"),
+        (lambda z, same: KEYS["contrastive_gradient"](100 * z, same), "gradient of the logits"),
+        (lambda z, same: (KEYS["contrastive_gradient"](z, same)[0].abs(), 0.0), "gradient of the logits"),
+        (lambda z, same: (KEYS["contrastive_gradient"](z, same)[0], 0.5), "derivative with respect to tau"),
+    ],
+    "decide": [
+        (decide_with(lambda f, n: sorted(each_but_one(f, n))[-2]), "for the threshold, returns"),
+        (decide_with(lambda f, n: float(np.quantile(each_but_one(f, n), 0.95))), "for the threshold"),
+        (decide_with(lambda f, n: float(np.mean(each_but_one(f, n)) + 1)), "for the threshold"),
+        (decide_with(lambda f, n: max(f(n[:i] + n[i:], n[i]) for i in range(len(n)))), "contains it"),
+        (
+            decide_with(lambda f, n: max(f([o for o in n if o is not x], x) for x in n)),
+            "copy at another place",
+        ),
+        (decide_with(lambda f, n: max(f(n, n.pop()) for _ in n[1:])), "in place"),
+        (lambda f, n, q: (max(each_but_one(f, n)), [0]), r"decisions, returns shape \[1\], expected \[10\]"),
+        (
+            lambda f, n, q: (max(each_but_one(f, n)), [f(n[:2], one) > max(each_but_one(f, n)) for one in q]),
+            "for the decisions, returns",
+        ),
+    ],
     "broken_properties": [
         (lambda f, q, s: set(), "does not report alone, order\n  with a score that mixes blocks"),
         (properties(alone=pairs_alone), "does not report alone\n  with a score that is higher in a batch of"),

@@ -1,5 +1,7 @@
 """Exercises of notebook A1: a tiny CLIP from captions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -216,5 +218,165 @@ check_retrieval_accuracy = Exercise(
         "A share lies between 0 and 1: divide the count by m.": _as_often,
         "Return a share, not a percentage: no factor of 100.": _percent,
         "This is the share of wrong answers. Count the right ones.": _wrong_ones,
+    },
+)
+
+
+# --- the gradient by hand ----------------------------------------------------------------------------
+
+
+def contrastive_gradient(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    """Gradient of CLIP's loss by the logits [m, m], and by tau, the logarithm of the scale."""
+    own = torch.eye(len(logits), dtype=torch.bool)
+    shown = logits.masked_fill(same_text & ~own, -torch.inf)
+    gradient = (shown.softmax(1) + shown.softmax(0) - 2 * own.to(logits)) / (2 * len(logits))
+    return gradient, (gradient * logits).sum().item()
+
+
+def _logit_cases(seed: int) -> tuple[Tensor, Tensor]:
+    """Logits of the four embedding cases; then very large and very small ones, and one pair alone."""
+    if seed < 4:
+        image, text, same_text = _embeddings(seed)
+        cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        return (2.0, 5.0, 14.0, 3.0)[seed] * cosines, same_text
+    if seed < 6:
+        image, text, same_text = _embeddings(seed - 3)
+        cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+        # exp(900) is infinite; and an excluded logit of -100 would be the largest
+        return 900 * cosines if seed == 4 else 300 * cosines - 500, same_text
+    return torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[True]])
+
+
+def _shown(logits: Tensor, same_text: Tensor, hidden: float = -torch.inf) -> Tensor:
+    return logits.masked_fill(same_text & ~torch.eye(len(logits), dtype=torch.bool), hidden)
+
+
+def _by_hand(
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor],
+    tau: Callable[[Tensor, Tensor], Tensor] = lambda g, z: (g * z).sum(),
+    hidden: float = -torch.inf,
+) -> Callable:
+    """A wrong answer: another gradient of (logits with exclusions, diagonal, m), or another derivative."""
+
+    def wrong(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+        found = gradient(_shown(logits, same_text, hidden), torch.eye(len(logits)).to(logits), len(logits))
+        return found, float(tau(found, logits))
+
+    return wrong
+
+
+def _rows_and_columns(z: Tensor, own: Tensor, m: int) -> Tensor:
+    return (z.softmax(1) + z.softmax(0) - 2 * own) / (2 * m)
+
+
+def _all_shown(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    return contrastive_gradient(logits, torch.zeros_like(same_text))
+
+
+def _own_hidden(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    z = logits.masked_fill(same_text, -torch.inf)
+    found = _rows_and_columns(z, torch.eye(len(z)).to(z), len(z))
+    return found, (found * logits).sum().item()
+
+
+def _removed_afterwards(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    found = contrastive_gradient(logits, torch.zeros_like(same_text))[0]
+    found = _shown(found, same_text, 0.0)
+    return found, (found * logits).sum().item()
+
+
+def _all_pairs_right(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    found = _rows_and_columns(logits, same_text.to(logits), len(logits))
+    return found, (found * logits).sum().item()
+
+
+def _without_overflow_care(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    e = _shown(logits, same_text).exp()
+    own = torch.eye(len(e)).to(e)
+    found = (e / e.sum(1, keepdim=True) + e / e.sum(0, keepdim=True) - 2 * own) / (2 * len(e))
+    return found, (found * logits).sum().item()
+
+
+def _times_hidden(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+    found = contrastive_gradient(logits, same_text)[0]
+    return found, (found * _shown(logits, same_text)).sum().item()
+
+
+check_contrastive_gradient = Exercise(
+    solution=contrastive_gradient,
+    cases=_logit_cases,
+    number=7,
+    tolerance=1e-4,
+    parts=("gradient of the logits", "derivative with respect to tau"),
+    forbidden=("backward", "grad", "autograd", "requires_grad_", "requires_grad", "jacrev", "jacobian"),
+    mistakes={
+        "Only the pictures' softmax (rows) is in your gradient. The loss has a softmax for each caption "
+        "(column) as well.": _by_hand(lambda z, own, m: (z.softmax(1) - own) / m),
+        "Only the captions' softmax (columns) is in your gradient. The loss has a softmax for each picture "
+        "(row) as well.": _by_hand(lambda z, own, m: (z.softmax(0) - own) / m),
+        "Only half of the gradient is there: rows without columns. And the factor 1 / (2m) belongs to both "
+        "together.": _by_hand(lambda z, own, m: (z.softmax(1) - own) / (2 * m)),
+        "You add both directions. The loss is their mean, so the factor is 1 / (2m).": _by_hand(
+            lambda z, own, m: 2 * _rows_and_columns(z, own, m)
+        ),
+        "The mean over the m pairs is missing.": _by_hand(lambda z, own, m: m * _rows_and_columns(z, own, m)),
+        "The factor of the loss, 1 / (2m), is missing.": _by_hand(
+            lambda z, own, m: 2 * m * _rows_and_columns(z, own, m)
+        ),
+        "You divide by m * m, as if the loss were a mean over all pairs. It is a mean over m pictures and m "
+        "captions.": _by_hand(lambda z, own, m: _rows_and_columns(z, own, m) / m),
+        "The sign is wrong. The loss falls if the logit of a right pair rises, so its gradient is not "
+        "positive.": _by_hand(lambda z, own, m: -_rows_and_columns(z, own, m)),
+        "The own pairs are missing. What does the own logit add to the gradient, beside its part in the "
+        "denominator?": _by_hand(lambda z, own, m: (z.softmax(1) + z.softmax(0)) / (2 * m)),
+        "The own pair is in the loss twice, once as a picture and once as a caption. You count it once.": (
+            _by_hand(lambda z, own, m: (z.softmax(1) + z.softmax(0) - own) / (2 * m))
+        ),
+        "The own pair is subtracted from the whole matrix. It belongs to the diagonal alone.": _by_hand(
+            lambda z, own, m: (z.softmax(1) + z.softmax(0) - 2) / (2 * m)
+        ),
+        "The gradient is right on the diagonal only. Each wrong pair has a gradient as well, because it is "
+        "in the denominator of a softmax.": _by_hand(lambda z, own, m: own * _rows_and_columns(z, own, m)),
+        "The part of the captions is turned: after `logits.T.softmax(1)` the captions are in the rows. Turn "
+        "it back.": _by_hand(lambda z, own, m: (z.softmax(1) + z.T.softmax(1) - 2 * own) / (2 * m)),
+        "Your gradient has captions in rows. Pictures are in rows, as in the logits.": lambda z, same: (
+            contrastive_gradient(z, same)[0].T,
+            contrastive_gradient(z, same)[1],
+        ),
+        "Captions with the same text count as wrong. Exclude them from both softmaxes.": _all_shown,
+        "You exclude each picture's own caption as well. `same_text` is true on the diagonal.": _own_hidden,
+        "You set the gradient of excluded pairs to 0, but they are still in the denominators. Exclude them "
+        "before the softmax.": _removed_afterwards,
+        "You treat captions with the same text as right answers. They are excluded: they are neither right "
+        "nor wrong.": _all_pairs_right,
+        "A logit of 0 excludes nothing, because e to the power 0 is 1. Use -torch.inf.": _by_hand(
+            _rows_and_columns, hidden=0.0
+        ),
+        "The exponential of a large logit is infinite, and infinity divided by infinity is NaN. Use "
+        "`softmax`, or subtract the largest logit of a row first.": _without_overflow_care,
+        "0 times an infinite logit is NaN. For tau, use the logits as they were given.": _times_hidden,
+        "A yes-or-no decision for every pair (a sigmoid) is another loss. Use a softmax for each row and "
+        "each column.": _by_hand(lambda z, own, m: (z.sigmoid() - own) / m),
+        "You apply one softmax to all pairs. Each row and each column has its own.": _by_hand(
+            lambda z, own, m: z.flatten().softmax(0).view_as(z) - own / m
+        ),
+        "These are logarithms of probabilities. Which of the two is in the derivative?": _by_hand(
+            lambda z, own, m: (z.log_softmax(1) + z.log_softmax(0) - 2 * own) / (2 * m)
+        ),
+        "The gradient of the logits is right. For tau you add it up, which always gives 0. How much does "
+        "each logit change when tau does?": _by_hand(_rows_and_columns, lambda g, z: g.sum()),
+        "The gradient of the logits is right. For tau you take the mean over all pairs. Add them up.": (
+            _by_hand(_rows_and_columns, lambda g, z: (g * z).mean())
+        ),
+        "The gradient of the logits is right. For tau only the own pairs count in your answer. All logits "
+        "contain the scale.": _by_hand(_rows_and_columns, lambda g, z: (g * z).diagonal().sum()),
+        "The gradient of the logits is right, but the sign for tau is wrong.": _by_hand(
+            _rows_and_columns, lambda g, z: -(g * z).sum()
+        ),
+        "You return the gradient alone. Two things are expected: the gradient of the logits and the "
+        "derivative with respect to tau.": lambda z, same: contrastive_gradient(z, same)[0],
+        "The two results are exchanged: the gradient of the logits comes first.": lambda z, same: (
+            contrastive_gradient(z, same)[::-1]
+        ),
     },
 )

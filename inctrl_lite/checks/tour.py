@@ -1,5 +1,9 @@
-"""Exercise of notebook 00: the tour."""
+"""Exercises of notebook 00: the tour."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +38,130 @@ check_effect_of_shots = Exercise(
         "The deviations are missing: return two tensors, `mean, deviation`.": lambda a: a.mean(1),
         "You take the mean and deviation of all numbers together. One of each is expected for every K.": (
             lambda a: (a.mean(), a.std())
+        ),
+    },
+)
+
+
+# --- a threshold from normal images alone -----------------------------------------------------------
+
+
+def decide(score: Callable, normals: list, queries: list) -> tuple[float, list[bool]]:
+    """A threshold from normal images alone, and whether each query is called anomalous."""
+    left_out = [score(normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals))]
+    threshold = max(left_out)
+    return threshold, [score(normals, query) > threshold for query in queries]
+
+
+def _photographs(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Normal images and queries, as small arrays: among the queries a copy, and one exactly at the threshold.
+
+    One normal image is in the list twice (seed 1), so that each of the two finds the other.
+    """
+    rng = np.random.default_rng(seed)
+    normals = list(rng.normal(size=(4 + seed, 3)))
+    if seed == 1:
+        normals[0] = normals[3] = np.full(3, 5.0)
+    queries = list(rng.normal(size=(9, 3)) * rng.choice([0.7, 2.5], size=(9, 1)))
+    if seed == 3:  # the score of a query is the threshold itself
+        normals = [np.full(3, value) for value in (0.0, 1.0, 2.0, 4.0)]
+        queries = [np.full(3, value) for value in (-2.0, 0.5, 6.0, 6.5, 3.0, -2.5)]
+    return normals, [*queries, normals[-1].copy()]
+
+
+def _score(normals: Any, image: Any) -> float:
+    """Distance to the nearest of the normal images, a list or an array of them."""
+    if isinstance(normals, np.ndarray) and normals.ndim < 2:
+        raise TypeError("score(normals, image): the first argument is a list of images")
+    if not len(normals):
+        raise ValueError("score got no normal images")
+    return float(min(np.abs(image - one).mean() for one in normals))
+
+
+def _decided(answer: Callable, normals: list, queries: list) -> Any:
+    return answer(_score, normals, queries)
+
+
+def _left_out(score: Callable, normals: list) -> list[float]:
+    return [score(normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals))]
+
+
+def _with(
+    threshold: Callable[[Callable, list, list], float] = lambda f, n, q: max(_left_out(f, n)),
+    called: Callable[[float, float], bool] = lambda score, limit: score > limit,
+    known: Callable[[list], list] = lambda normals: normals,
+) -> Callable:
+    """A wrong answer: another threshold, another comparison, or other normal images for the queries."""
+
+    def wrong(score: Callable, normals: list, queries: list) -> tuple[float, list[bool]]:
+        limit = threshold(score, normals, queries)
+        return limit, [called(score(known(normals), query), limit) for query in queries]
+
+    return wrong
+
+
+def _without_copies(score: Callable, normals: list, queries: list) -> float:
+    return max(score([one for one in normals if (one != image).any()], image) for image in normals)
+
+
+check_decide = Exercise(
+    solution=decide,
+    cases=_photographs,
+    run=_decided,
+    parts=("threshold", "decisions"),
+    inputs=lambda normals, queries: f"{len(normals)} normal images and {len(queries)} queries",
+    mistakes={
+        "You score a normal image against a list that contains it. It finds itself and looks perfectly "
+        "normal. Leave it out.": _with(lambda f, n, q: max(f(n, one) for one in n)),
+        "The threshold is the LARGEST of the scores of the normal images. You take the smallest.": _with(
+            lambda f, n, q: min(_left_out(f, n))
+        ),
+        "The threshold is the LARGEST of the scores of the normal images. You take their mean.": _with(
+            lambda f, n, q: float(np.mean(_left_out(f, n)))
+        ),
+        "The threshold is the LARGEST of the scores of the normal images. You take their median.": _with(
+            lambda f, n, q: float(np.median(_left_out(f, n)))
+        ),
+        "Your threshold comes from the queries. Nothing about them is known when the threshold is chosen: "
+        "use the normal images alone.": _with(lambda f, n, q: float(np.median([f(n, one) for one in q]))),
+        "You leave out only the first normal image. Leave out each of them once.": _with(
+            lambda f, n, q: _left_out(f, n)[0]
+        ),
+        "You leave out only the last normal image. Leave out each of them once.": _with(
+            lambda f, n, q: _left_out(f, n)[-1]
+        ),
+        "You compare each normal image with only one other. Compare it with ALL others.": _with(
+            lambda f, n, q: max(f([n[i - 1]], n[i]) for i in range(len(n)))
+        ),
+        "You compare each normal image only with those before it. Compare it with all others.": _with(
+            lambda f, n, q: max(f(n[:i], n[i]) for i in range(1, len(n)))
+        ),
+        "You leave out every image that is EQUAL to the one that is scored. Leave out one place in the "
+        "list. A copy at another place stays.": _with(_without_copies),
+        "The arguments of score are exchanged: first the normal images, then the image.": _with(
+            lambda f, n, q: max(f(n[i], n[:i] + n[i + 1 :]) for i in range(len(n)))
+        ),
+        "A query whose score equals the threshold is called anomalous in your answer. It must be larger.": (
+            _with(called=lambda score, limit: score >= limit)
+        ),
+        "The decisions are the wrong way round. True means anomalous: the score is larger than the "
+        "threshold.": _with(called=lambda score, limit: not score > limit),
+        "You return the scores of the queries. Decisions are expected, True or False.": _with(
+            called=lambda score, limit: score
+        ),
+        "You score the queries against all normal images but the last. A query is none of the normal images: "
+        "use all K.": _with(known=lambda normals: normals[:-1]),
+        "You score the queries against all normal images but the first. A query is none of them, so use "
+        "all K.": _with(known=lambda normals: normals[1:]),
+        "Two things are expected: the threshold, and the list of decisions. You return the decisions "
+        "alone.": lambda f, n, q: decide(f, n, q)[1],
+        "You return the threshold alone. The decisions are expected as well.": lambda f, n, q: decide(
+            f, n, q
+        )[0],
+        "The two results are exchanged: the threshold comes first.": lambda f, n, q: decide(f, n, q)[::-1],
+        "You return the number of anomalous queries. Return a decision for each query.": lambda f, n, q: (
+            decide(f, n, q)[0],
+            sum(decide(f, n, q)[1]),
         ),
     },
 )

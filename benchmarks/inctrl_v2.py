@@ -5,7 +5,9 @@ prototypes and on drawn things with exact masks; and on the photo tower, with le
 photographs with synthetic defects. It is measured on the unseen drawn worlds (tiny) or the
 development photographs (photo) and, with --data, on the real categories that have masks. Beside it: the
 residual map and its largest value, for which nothing is learned; InCTRL with the paper's head; and, on the
-photo tower, the map of InCTRL-lite, whose linear prior is the simplest form of a discriminative branch.
+photo tower, the map of InCTRL-lite, whose linear prior is the simplest form of a discriminative branch. Its
+other part, the residuals of the middle stage alone, has a row of its own and shows what is the prior's. The
+same prior is added to the residuals of all stages, too, and is learned from drawings, too.
 
 What a trained map can be worth is shown by a small network of ours. For each patch it sees the logarithms of
 the residuals, and the *difference* to the nearest normal patch as a vector; or, for comparison, the token
@@ -75,7 +77,9 @@ SHOTS, DRAWS, HEADS, BATCHES = (1, 2, 4, 8), 6, 3, 60
 SWEPT = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 PIXELS, LEVELS, RESAMPLES, LIMIT = 96, 300, 400, 0.3
 RESIDUAL, V1, V2 = "residual map (nothing learned)", "InCTRL (paper's head)", "InCTRLv2"
-LITE = "InCTRL-lite: residual and linear prior"
+LITE = "InCTRL-lite: middle stage's residual and linear prior"
+MIDDLE = "middle stage's residual alone (nothing learned)"
+ALL_STAGES = "ours: all stages' residuals and linear prior"
 MAPS = {  # of the evidence and InCTRLv2's scores
     V2: lambda e, s: s.pixel_map,
     "without the one-class branch (beta = 0)": lambda e, s: average(e.patch_map, s.discriminative_map),
@@ -200,19 +204,26 @@ Key = tuple[str, str, int]  # method, auxiliary set, K
 
 
 def heads(store: FeatureStore, sets: Mapping[str, list[Category]]) -> list[Trained]:
-    """InCTRL, InCTRLv2, its untrained adapters and, on the photo tower, InCTRL-lite, from every seed."""
+    """InCTRL, InCTRLv2 and its untrained adapters, from every seed."""
     found = []
     for name, categories in sets.items():
         auxiliary = Auxiliary(categories, store.backbone, store, batches=BATCHES, progress=True)
         for seed in tqdm(range(HEADS), f"training on {name}"):
             found.append(Trained(V2, name, seed, InCTRLMethod("v2").train(auxiliary, seed)))
             found.append(Trained(V1, name, seed, InCTRLMethod("paper").train(auxiliary, seed)))
-            if not store.backbone.has_text_encoder:
-                found.append(Trained(LITE, name, seed, InCTRLMethod("own").train(auxiliary, seed)))
         auxiliary.remembered.clear()
         for seed in range(HEADS):
             method = InCTRLMethod("v2", learn=False).train(auxiliary, seed)
             found.append(Trained(UNTRAINED, name, seed, method))
+    return found
+
+
+def priors(store: FeatureStore, sets: Mapping[str, list[Category]]) -> list[Trained]:
+    """InCTRL-lite on the photo tower: its linear prior, from every set and seed."""
+    found = []
+    for name, categories in sets.items():
+        auxiliary = Auxiliary(categories, store.backbone, store, batches=BATCHES, progress=True)
+        found += [Trained(LITE, name, s, InCTRLMethod("own").train(auxiliary, s)) for s in range(HEADS)]
     return found
 
 
@@ -309,9 +320,11 @@ def answers(one: Trained, evidence: Evidence, k: int) -> Iterator[tuple[str, Ten
     head = one.method.model.head
     if one.name == LITE:
         prior = head.prior_map(evidence.query_stages, evidence.map_grid)
-        middle = evidence.stage_maps[:, head.middle_stage].clamp_min(1e-6).log()
+        logs = evidence.stage_maps.clamp_min(1e-6).log()
         scores = head.raw_score(evidence.stage_maps, prior, evidence.map_grid)
-        yield LITE, scores, middle + head.config.prior_weight * prior
+        yield LITE, scores, logs[:, head.middle_stage] + head.config.prior_weight * prior
+        both = logs.mean(1) + head.config.prior_weight * prior
+        yield ALL_STAGES, both.amax(1), both
         return
     scores: Scores = head(evidence)
     if one.name == V1:
@@ -378,6 +391,8 @@ def measure_category(
         normals = pool.take([pool_items.index(item) for item in items])
         evidence = queries.evidence(normals, text)
         note((RESIDUAL, "", k), draw, 0, evidence.patch_map.amax(1), evidence.patch_map)
+        middle = evidence.stage_maps[:, len(evidence.query_stages) // 2]
+        note((MIDDLE, "", k), draw, 0, middle.amax(1), middle)
         seen = {
             kind: patch_inputs(evidence, normals.features.stages, kind)
             for kind in (DIFFERENCES, TOKENS)
@@ -456,7 +471,7 @@ def pixel_intervals(found: Sequence[Measured], other: Sequence[Measured] | None 
 
 def summary(found: dict[Key, list[Measured]], **place: str) -> list[dict[str, object]]:
     """One row a method, auxiliary set and K: each metric with its interval, and the gain over the residual
-    map (pixels) or its largest value (images)."""
+    map (pixels) or its largest value (images); for InCTRL-lite, the gain over its own residuals, too."""
     rows = []
     for (method, auxiliary, k), measured in found.items():
         row: dict[str, object] = {**place, "method": method, "auxiliary set": auxiliary, "K": k}
@@ -474,6 +489,8 @@ def summary(found: dict[Key, list[Measured]], **place: str) -> list[dict[str, ob
             parts = {"": pixel_intervals(measured)}
             if method != RESIDUAL:
                 parts["_gain"] = pixel_intervals(measured, same)
+            if method == LITE:
+                parts["_prior_gain"] = pixel_intervals(measured, found[MIDDLE, "", k])
             for what, values in parts.items():
                 for name, (value, low, high) in zip(metrics, values, strict=True):
                     row |= {f"{name}{what}": value, f"{name}{what}_low": low, f"{name}{what}_high": high}
@@ -488,7 +505,7 @@ def read() -> pd.DataFrame:
 
 def rows_of(table: pd.DataFrame, tower: str, sets: str, method: str, auxiliary: str) -> pd.DataFrame:
     """The rows of one method by K."""
-    own = "" if method == RESIDUAL else auxiliary
+    own = "" if method in (RESIDUAL, MIDDLE) else auxiliary
     found = table[(table["tower"] == tower) & (table["sets"] == sets) & (table["method"] == method)]
     return found[found["auxiliary set"] == own].set_index("K").sort_index()
 
@@ -552,10 +569,14 @@ def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> s
     """All methods at K = 4, and the gain of the map over the residual map by K."""
     head = ["K = 4", "image AUROC", "AUPRO", "AUPRO, gain over the residual map", "largest pixel F1"]
     lines = [head, ["---"] * len(head)]
-    for method in (RESIDUAL, V1, *MAPS, UNTRAINED, LITE, TOKENS, DIFFERENCES):
-        found = rows_of(table, tower, sets, method, auxiliary)
+    own = [(method, auxiliary) for method in (RESIDUAL, MIDDLE, V1, *MAPS, UNTRAINED, LITE, ALL_STAGES)]
+    own += [(ALL_STAGES, DRAWN)] if auxiliary != DRAWN else []
+    for method, learned in [*own, (TOKENS, auxiliary), (DIFFERENCES, auxiliary)]:
+        found = rows_of(table, tower, sets, method, learned)
         if len(found):
             row = found.loc[4]
+            if learned != auxiliary:
+                method = f"{method} (learned from drawings)"
             gain = cell(row, "aupro_gain", "+")
             lines.append([method, cell(row, "auroc"), cell(row, "aupro"), gain, cell(row, "pixel_f1_max")])
     gains = [["gain over the residual map", *(f"K = {k}" for k in SHOTS)], ["---"] * (1 + len(SHOTS))]
@@ -566,6 +587,15 @@ def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> s
         ("image AUROC, over the largest residual", "auroc_gain"),
     ):
         gains.append([title, *(cell(found.loc[k], name, "+") for k in SHOTS)])
+    lite = rows_of(table, tower, sets, LITE, auxiliary)
+    if len(lite):
+        middle = rows_of(table, tower, sets, MIDDLE, auxiliary)
+        for title, rows, name in (
+            ("AUPRO of the middle stage's residual alone", middle, "aupro_gain"),
+            ("AUPRO of InCTRL-lite", lite, "aupro_gain"),
+            ("of which the linear prior", lite, "aupro_prior_gain"),
+        ):
+            gains.append([title, *(cell(rows.loc[k], name, "+") for k in SHOTS)])
     text = ["\n".join("| " + " | ".join(line) + " |" for line in part) for part in (lines, gains)]
     return "\n\n".join(narrow(part) for part in text)
 
@@ -597,10 +627,38 @@ def verdict(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def prior_verdict(table: pd.DataFrame) -> str:
+    """In sentences, for the photo tower: what the choice of a stage and what the linear prior adds."""
+
+    def points(rows: pd.DataFrame, name: str) -> str:
+        values = ", ".join(f"{100 * rows.loc[k, name]:+.1f}" for k in SHOTS)
+        above = [str(k) for k in SHOTS if rows.loc[k, f"{name}_low"] > 0]
+        below = [str(k) for k in SHOTS if rows.loc[k, f"{name}_high"] < 0]
+        said = [f"{side} 0 at K = {', '.join(ks)}" for side, ks in (("above", above), ("below", below)) if ks]
+        return f"{values} (the interval lies {' and '.join(said) or 'on both sides of 0'})"
+
+    lines = []
+    for tower, sets, auxiliary, title in PANELS:
+        if tower != "photo" or not len(rows_of(table, tower, sets, MIDDLE, auxiliary)):
+            continue
+        middle = rows_of(table, tower, sets, MIDDLE, auxiliary)
+        lite = rows_of(table, tower, sets, LITE, auxiliary)
+        said = [
+            f"the middle stage alone, without any learning, changes AUPRO by {points(middle, 'aupro_gain')}",
+            "the prior, learned from photographs with synthetic defects, adds "
+            f"{points(lite, 'aupro_prior_gain')} to that",
+        ]
+        for learned, words in ((auxiliary, "photographs"), (DRAWN, "drawings")):
+            both = rows_of(table, tower, sets, ALL_STAGES, learned)
+            said.append(f"all stages with the prior from {words} change it by {points(both, 'aupro_gain')}")
+        lines.append(f"- {title[0].upper()}{title[1:]}, against the residual map: {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
 def blocks() -> dict[Path, dict[str, str]]:
     """What stands between marks in texts, as in `quality.blocks`."""
     table = read()
-    marks = {"verdict": verdict(table)}
+    marks = {"verdict": verdict(table), "prior": prior_verdict(table)}
     for number, (tower, sets, auxiliary, _) in enumerate(PANELS, 1):
         recorded = len(rows_of(table, tower, sets, V2, auxiliary)) > 0
         marks[f"panel_{number}"] = panel_table(table, tower, sets, auxiliary) if recorded else "Not recorded."
@@ -630,6 +688,8 @@ def run(data: Path | None, cache: Path, towers: Sequence[str]) -> None:
         tests["real"] = photographs
         networks = own_networks(store, auxiliary)
         trained = heads(store, auxiliary)
+        if tower == "photo":
+            trained += priors(store, {**auxiliary, DRAWN: load_world(AUXILIARY)})
         for sets, categories in tests.items():
             if categories:
                 found = measure(categories, store, trained, networks, cache / f"{tower}-{sets}")

@@ -265,7 +265,8 @@ def semantic_protocols(images: list[tuple[str, str, int]], objects: int) -> tupl
     for _, kind, number in images:
         seen.setdefault(kind, {})[number] = None  # in the order in which they occur
     small = sorted(kind for kind, numbers in seen.items() if len(numbers) <= objects)
-    pool, queries = [], []
+    pool: list[tuple[str, str]] = []
+    queries: list[tuple[str, str]] = []
     for name, kind, number in images:
         shown = kind not in small and number in list(seen[kind])[:objects]
         (pool if shown else queries).append((name, kind))

@@ -1,6 +1,7 @@
 """Exercises of notebook 11: full scale."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ check_tower_seconds = Exercise(
 
 def accumulated_gradient(loss: Callable, parameters: list[Tensor], parts: Iterator) -> Tensor:
     """Gradient [P] of the mean loss over all queries, computed one part at a time."""
-    total, queries = 0, 0
+    total, queries = torch.zeros(()), 0
     for part in parts:
         if len(part) > 0:
             gradients = torch.autograd.grad(loss(part), parameters)
@@ -181,7 +182,7 @@ class _InParts(Exercise):
         return message
 
 
-def _vector(gradients: Iterable[Tensor]) -> Tensor:
+def _vector(gradients: Iterable[Any]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -219,7 +220,7 @@ def _added_to_old(loss: Callable, parameters: list[Tensor], parts: Iterator) -> 
 
 
 def _empty_counts(loss: Callable, parameters: list[Tensor], parts: Iterator) -> Tensor:
-    total, queries = 0, 0
+    total, queries = torch.zeros(()), 0
     for part in parts:
         total = total + len(part) * _vector(torch.autograd.grad(loss(part), parameters))
         queries += len(part)
@@ -261,7 +262,7 @@ def _joined(loss: Callable, parameters: list[Tensor], parts: Iterator) -> Tensor
 
 
 def _one_backward(loss: Callable, parameters: list[Tensor], parts: Iterator) -> Tensor:
-    total, queries = 0, 0
+    total, queries = torch.zeros(()), 0
     for part in parts:
         if part:
             total, queries = total + len(part) * loss(part), queries + len(part)

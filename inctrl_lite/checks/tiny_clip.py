@@ -252,7 +252,7 @@ def _shown(logits: Tensor, same_text: Tensor, hidden: float = -torch.inf) -> Ten
 
 
 def _by_hand(
-    gradient: Callable[[Tensor, Tensor, Tensor], Tensor],
+    gradient: Callable[[Tensor, Tensor, int], Tensor],
     tau: Callable[[Tensor, Tensor], Tensor] = lambda g, z: (g * z).sum(),
     hidden: float = -torch.inf,
 ) -> Callable:

@@ -88,12 +88,12 @@ def _left_out(score: Callable, normals: list) -> list[float]:
 
 def _with(
     threshold: Callable[[Callable, list, list], float] = lambda f, n, q: max(_left_out(f, n)),
-    called: Callable[[float, float], bool] = lambda score, limit: score > limit,
+    called: Callable[[float, float], object] = lambda score, limit: score > limit,
     known: Callable[[list], list] = lambda normals: normals,
 ) -> Callable:
     """A wrong answer: another threshold, another comparison, or other normal images for the queries."""
 
-    def wrong(score: Callable, normals: list, queries: list) -> tuple[float, list[bool]]:
+    def wrong(score: Callable, normals: list, queries: list) -> tuple[float, list]:
         limit = threshold(score, normals, queries)
         return limit, [called(score(known(normals), query), limit) for query in queries]
 

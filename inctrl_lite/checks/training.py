@@ -200,6 +200,7 @@ def _fresh(kind: int, seed: int) -> tuple:
     model = nn.Sequential(
         nn.Linear(5, 6 + kind), nn.BatchNorm1d(6 + kind), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6 + kind, 1)
     )
+    optimiser: torch.optim.Optimizer
     if kind % 2:
         optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     else:

@@ -281,6 +281,8 @@ def make_html() -> None:
     start = [sys.executable, "-c", begin, "build", str(BOOK)]
     options = ["--config", str(config), "--all", "-W", "--keep-going", "-q"]
     subprocess.run(start + options, cwd=ROOT, env=own_environment(), check=True)
+    for path in HTML.rglob("*.map"):  # of the theme's scripts, for its developers
+        path.unlink()
 
 
 def live_page() -> None:

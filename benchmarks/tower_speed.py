@@ -148,12 +148,13 @@ def figure(found: dict[str, dict], width: float = 11) -> Figure:
         (("ms by K", "K"), ("ms by batch", "batch, K = 4"), ("ms by side", "side of the image, K = 4")),
         strict=True,
     ):
-        for name, one in found.items():
+        for number, (name, one) in enumerate(found.items()):
             values = one[part]
             if len(values) > 1:
-                ax.plot([int(k) for k in values], list(values.values()), "o-", label=name)
+                ax.plot([int(k) for k in values], list(values.values()), "o-", color=f"C{number}", label=name)
         ticks = {"ms by K": SHOTS, "ms by batch": (1, 8, 32), "ms by side": SIDES}[part]
-        ax.set(xlabel=label, ylabel="ms per image", xscale="log", yscale="log")
+        scale = {"ylim": (0, None)} if part == "ms by side" else {"yscale": "log"}
+        ax.set(xlabel=label, ylabel="ms per image", xscale="log", **scale)
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         ax.grid(alpha=0.3)

@@ -304,7 +304,7 @@ def cost(results: Path, runs: list[Run]) -> list[str]:
         text = "Time of an image for each network, with the comparison and InCTRL-lite's head: against K, "
         text += "against the batch, and, where a network takes any size, against the side of the image."
         inside += [
-            f"{machine(run['environment'])} {tower_study.table(run)}",
+            f"{machine(run['environment'])}\n\n{tower_study.table(run)}",
             picture("towers", text, alt=text),
         ]
     inside += [

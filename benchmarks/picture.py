@@ -1,7 +1,7 @@
 """The README's picture: python benchmarks/picture.py
 
 Photographs with blended defects, scored by the photo detector, and drawn worlds, scored by the tiny one: a
-normal image and the first anomalous test image (not picked by hand) with its residual map, K = 4. Writes
+normal image and the first anomalous test image (not picked by hand) with its anomaly map, K = 4. Writes
 benchmarks/results/demo.png.
 """
 

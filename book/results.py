@@ -174,7 +174,7 @@ def strip(folder: Path) -> list[str]:
     for shown in facts["shown"]:
         what = f"{shown['category']}, " + (shown["defect"] if shown["label"] else "normal")
         values = f"score {shown['score']:.2f}, threshold {shown['threshold']:.2f}"
-        alt = f"A photograph ({what}) and its residual map: {shown['kind']}."
+        alt = f"A photograph ({what}) and its anomaly map: {shown['kind']}."
         image = f"```{{image}} {relative(folder / shown['file'])}\n:alt: {alt}\n```"
         kind = shown["kind"].capitalize()
         cards.append(f":::{{grid-item}}\n{image}\n**{kind}**: {what}<br><small>{values}</small>\n:::")

@@ -101,7 +101,7 @@ def demo(
     """Score domains that the embedded model has never seen, from K normal images each.
 
     Draws the procedural evaluation worlds (needs no network, no GPU), prints AUROC and AP by domain beside
-    a training-free baseline on the same features, and writes an HTML report with residual maps.
+    a training-free baseline on the same features, and writes an HTML report with anomaly maps.
     """
     from inctrl_lite.demo import run_demo
 
@@ -271,12 +271,12 @@ def score(
     keep_aspect: KeepAspect = False,
     bits: Bits = None,
     maps: Annotated[
-        str | None, typer.Option(help="Also write raw residual maps: npy, tiff (float32) or png (16 bits).")
+        str | None, typer.Option(help="Also write raw anomaly maps: npy, tiff (float32) or png (16 bits).")
     ] = None,
     limits: Annotated[
         str | None,
         typer.Option(
-            help="LOW,HIGH: residuals drawn darkest and brightest. Default: from the normal images."
+            help="LOW,HIGH: map values drawn darkest and brightest. Default: from the normal images."
         ),
     ] = None,
     watch: Annotated[
@@ -444,8 +444,8 @@ def evaluate(
 ) -> None:
     """AUROC and AP of a trained model by category: mean and standard deviation over the draws.
 
-    Where the data set has masks, also pixel AUROC and AUPRO of the map: the residual map, or InCTRLv2's pixel
-    map.
+    Where the data set has masks, also pixel AUROC and AUPRO of the anomaly map: the residual map, the photo
+    detector's weighted residual map, or InCTRLv2's pixel map.
     """
     import pandas as pd
 

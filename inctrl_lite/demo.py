@@ -65,7 +65,7 @@ class Demo:
         return (
             f"Two detectors, each trained once on drawn industrial images; K = {shots} normal images "
             f"of each category, no further training.\n\n{text}\n\n{BASELINE}\n"
-            f"Report with residual maps: {self.report}"
+            f"Report with anomaly maps: {self.report}"
         )
 
 

@@ -118,7 +118,7 @@ class Scores(TensorRecord):
         prior: score of the learned prior, which does not use the normal images, in (0, 1).
         holistic_map: what the holistic score is computed from.
         discriminative_map, one_class_map: semantic maps of InCTRLv2's two branches, in [0, 1].
-        pixel_map: trained map of where the anomaly is, in [0, 1].
+        pixel_map: map of where the anomaly is that training has a part in, in [0, 1].
     """
 
     final: Float[Tensor, " B"]
@@ -136,7 +136,7 @@ class Scores(TensorRecord):
 
     @property
     def heat_map(self) -> Float[Tensor, "B N"]:
-        """What to show of where the anomaly is: the pixel map, or the residual map of a head without one."""
+        """The anomaly map, which is shown: the pixel map, or the residual map of a head without one."""
         return self.patch_map if self.pixel_map is None else self.pixel_map
 
     @property

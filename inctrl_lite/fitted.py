@@ -40,7 +40,7 @@ class FittedCategory:
             where no normal image is known (K = 0).
         text: text prototypes [2, D], or None for a model without text.
         view: what is looked at in a picture.
-        limits: residuals that are drawn darkest and brightest.
+        limits: values of the map that are drawn darkest and brightest.
         normal_scores: leave-one-out scores of the K normal images; after `calibrate` with normal images,
             the scores of those.
         threshold: score above which an image is called anomalous, or None.
@@ -214,7 +214,7 @@ def fit_category(
             )
         left_out = leave_one_out(model, features, augmented, more, text)
         scores.append([found.final.item() for found in left_out])  # [K]
-        if not left_out and model.head.learns_from_masks:  # a single image: what it gets beside itself
+        if not left_out:  # a single image: what it gets beside itself
             with torch.inference_mode():
                 left_out = [model.head(model.compare(features, support, text, support.normal_maps))]
         drawn.append(map_statistics(left_out, support))  # [N, 2]

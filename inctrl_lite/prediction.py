@@ -30,12 +30,13 @@ class Prediction:
         score: anomaly score in [0, 1], larger is more anomalous. Not a probability: compare it with a
             threshold of the same category.
         terms: what the score was made of, by name, each in [0, 1]: "patch", and what else the model has.
-        patch_map: patch residuals in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image.
-            The model is not trained to outline defects; read it as a hint. Of a model that is (InCTRLv2),
-            its pixel map.
+        patch_map: anomaly map in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image. It
+            is the residual map for InCTRL and the tiny detector; the residual map weighted by the learned
+            prior for the photo detector; and the pixel map for InCTRLv2. Read it as a hint: only InCTRLv2
+            is trained to outline defects.
         digest: of the picture's pixels.
         view: what was looked at, and how the map lies in the picture.
-        limits: residuals that are drawn darkest and brightest (see `viz.colour_range`).
+        limits: values of the map that are drawn darkest and brightest (see `viz.colour_range`).
         normal_scores: leave-one-out scores of the normal images, or of those that calibrated the threshold.
         threshold: of the category, or None.
         in_support: the same pixels are in the support set, so its score means nothing.
@@ -68,11 +69,11 @@ class Prediction:
         return self.view.to_picture(self.patch_map, self.image().size)
 
     def overlay(self) -> Image:
-        """The picture with the residual map over it, at most `viz.MAX_DRAWN` pixels wide or high."""
+        """The picture with the anomaly map over it, at most `viz.MAX_DRAWN` pixels wide or high."""
         return overlay(self.image(), self.patch_map, self.limits, self.view)
 
     def figure(self) -> Figure:
-        """Picture, residual map and overlay side by side."""
+        """Picture, anomaly map and overlay side by side."""
         return score_figure(
             self.image(),
             self.patch_map,

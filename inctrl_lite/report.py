@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from inctrl_lite.files import write_text
-from inctrl_lite.viz import MAP_COLOURS, MAP_LABEL
+from inctrl_lite.viz import ANOMALY_LABEL, MAP_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def _cell(value: object) -> str:
 def _card(card: Card) -> str:
     pictures = _picture(card.picture, f"picture of {card.title}")
     if card.overlay is not None:
-        pictures += _picture(card.overlay, f"residual map over {card.title}")
+        pictures += _picture(card.overlay, f"anomaly map over {card.title}")
     lines = "".join(f"<br>{escape(line)}" for line in card.lines)
     return (
         f'<figure class="{escape(card.mark)}"><div class="pair">{pictures}</div>'
@@ -148,7 +148,7 @@ def _legend() -> str:
 
     ramp = matplotlib.colormaps[MAP_COLOURS](np.linspace(0, 1, 128))[None, :, :3]
     bar = Image.fromarray(np.round(255 * np.repeat(ramp, 12, 0)).astype(np.uint8))
-    label = f"{MAP_LABEL}: dark as between normal images, bright 8 standard deviations above"
+    label = f"{ANOMALY_LABEL}: dark as between normal images, bright 8 standard deviations above"
     return f'<p class="legend">{_picture(bar, "colour scale from dark to bright")} {escape(label)}</p>'
 
 

@@ -245,9 +245,9 @@ def score_queries(
         skip_unreadable: go on past files that cannot be read, and list them.
         batch_size: images at a time.
         progress: show a progress bar.
-        maps: also write each residual map at the size of its picture, to maps/: "npy" or "tiff" (float32
-            residuals, NaN where nothing was looked at), or "png" (16 bits of grey between the limits).
-        limits: residuals that are drawn darkest and brightest; None: those of the category.
+        maps: also write each anomaly map at the size of its picture, to maps/: "npy" or "tiff" (float32
+            values, NaN where nothing was looked at), or "png" (16 bits of grey between the limits).
+        limits: values of the map that are drawn darkest and brightest; None: those of the category.
         support: the normal images, to show in the report; empty: only their names are listed.
         skipped: normal images that were left out, with the reason.
         settings: what else the results are to say.
@@ -347,7 +347,7 @@ def _check_options(threshold: float | None, maps: str | None, limits: tuple[floa
         raise InctrlError(f"maps as {maps!r}: choose {', '.join(MAPS)}")
     if limits is not None and not 0 <= limits[0] < limits[1] <= 1:
         raise InctrlError(
-            f"limits {limits[0]}, {limits[1]}: residuals lie in [0, 1]; give the darkest, then the brightest"
+            f"limits {limits[0]}, {limits[1]}: maps lie in [0, 1]; give the darkest, then the brightest value"
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAP_COLOURS = "inferno"
 MAP_LABEL = "patch residual (1 - cos) / 2"
+ANOMALY_LABEL = "anomaly map"  # of a detector: its residual map, or a map that training has a part in
 
 MAX_DRAWN = 1600  # pixels of the longer side of an overlay: enough for a screen, and memory stays bounded
 
@@ -43,12 +44,12 @@ def overlay(
     limits: tuple[float, float] = (0.0, 1.0),
     view: View | Preprocessor = WHOLE,
 ) -> Image.Image:
-    """The picture in grey with its residual map over it. The larger a residual, the more opaque its colour.
+    """The picture in grey with its anomaly map over it. The larger a value, the more opaque its colour.
 
     Args:
         image: a picture; if its longer side exceeds `MAX_DRAWN` pixels, it is reduced to that.
-        patch_map: residuals on the patch grid of the model's input.
-        limits: residuals that are drawn in the darkest and in the brightest colour.
+        patch_map: values on the patch grid of the model's input, such as residuals.
+        limits: values that are drawn in the darkest and in the brightest colour.
         view: which part of the picture the map shows; by default the whole picture.
     """
     import matplotlib
@@ -75,7 +76,7 @@ def score_figure(
     limits: tuple[float, float] = (0.0, 1.0),
     view: View | Preprocessor = WHOLE,
 ) -> Figure:
-    """Picture, residual map and overlay side by side.
+    """Picture, anomaly map and overlay side by side.
 
     Args:
         image, patch_map, limits, view: as in `overlay`.
@@ -92,7 +93,7 @@ def score_figure(
     left.imshow(image)
     left.set_title(title or "query", fontsize=10, parse_math=False)  # a file may be called a$b$.png
     drawn = middle.imshow(patch_map, cmap=MAP_COLOURS, vmin=limits[0], vmax=limits[1])
-    middle.set_title(f"residual map {patch_map.shape[0]} x {patch_map.shape[1]}", fontsize=10)
+    middle.set_title(f"map {patch_map.shape[0]} x {patch_map.shape[1]}", fontsize=10)
     right.imshow(drawn_over, extent=extent)
     right.set_title(f"score {score:.3f}", fontsize=10)
     for axes in (left, middle, right):
@@ -100,7 +101,7 @@ def score_figure(
     if mask is not None and mask.any():
         for axes in (left, right):
             axes.contour(mask, levels=[0.5], colors="cyan", linewidths=1)
-    figure.colorbar(drawn, ax=right, shrink=0.85, label=MAP_LABEL)
+    figure.colorbar(drawn, ax=right, shrink=0.85, label=ANOMALY_LABEL)
     return figure
 
 

@@ -157,7 +157,7 @@ def png(picture: Picture, few_colours: bool = True, dpi: int = 76) -> bytes:
 
 
 def upload(detector: AnomalyDetector, example: Any, category: str | None = None) -> ipywidgets.VBox:
-    """A button to upload pictures; below it the score, verdict and residual map of each picture.
+    """A button to upload pictures; below it the score, verdict and anomaly map of each picture.
 
     Before the first upload, and on pages without a kernel, it shows the verdict of the example. An upload is
     not kept in the widget's state, so that a saved notebook holds no other photographs than those it shows.

@@ -1,5 +1,6 @@
 """The learned prior: which patches it learns from, its scale, the normal level, a model on disk."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 
 from inctrl_lite import AnomalyDetector, InCTRL, InctrlError, load_backbone
 from inctrl_lite.data.category import Item
+from inctrl_lite.data.images import load_image
+from inctrl_lite.encoder import Encoder
 from inctrl_lite.evidence import compare
 from inctrl_lite.heads.prior import PriorHead
 from inctrl_lite.preprocess import Preprocessor
@@ -23,6 +26,7 @@ from inctrl_lite.prior import (
     mask_on_grid,
     train_prior,
 )
+from inctrl_lite.residual import resample_map
 from inctrl_lite.store import FeatureStore
 from inctrl_lite.support import SupportSet
 
@@ -216,6 +220,54 @@ def test_a_learned_prior_is_written_and_a_detector_reads_it(backbone, categories
     assert normal.max() < anomalous.min()
     larger = AnomalyDetector.from_pretrained(tmp_path / "model", image_size=224, device="cpu")
     assert larger.backbone.preprocessor.size == (224, 224) != detector.backbone.preprocessor.size
+
+
+def encoded(images, backbone):
+    encoder = Encoder(backbone)
+    return encoder.encode(encoder.prepare([load_image(image) for image in images]))
+
+
+@pytest.fixture
+def trained(new, categories, store):
+    return train_prior(new(), categories, store)
+
+
+def test_the_map_is_the_residual_map_raised_where_the_prior_sees_damage(trained, backbone):
+    unseen = draw_category("pcb", train=4)
+    detector = AnomalyDetector(trained, backbone, "cpu").fit([i.image for i in unseen.train], unseen.name)
+    (found,) = detector.predict(unseen.test[-1].image)
+    query = encoded([unseen.test[-1].image], backbone)
+    evidence = compare(query, detector.categories[unseen.name].support_of([0]))
+    stage = query.stages[trained.head.middle_stage]
+    tokens = torch.nn.functional.normalize(stage.tokens, dim=-1)
+    prior = resample_map(tokens @ trained.head.direction + trained.head.offset, stage.grid, query.map_grid)
+    expected = [min(1, r * math.exp(0.15 * p)) for r, p in zip(evidence.patch_map[0], prior[0], strict=True)]
+    np.testing.assert_allclose(found.patch_map.ravel(), expected, atol=1e-5)
+    assert not np.allclose(found.patch_map.ravel(), evidence.patch_map[0], atol=1e-3)
+    assert found.terms["patch"] == pytest.approx(evidence.patch_map.max().item(), abs=1e-5)  # no map's
+
+
+def test_an_untrained_head_shows_the_residual_map(trained, backbone, store, categories):
+    plain = PriorHead(backbone.stage_widths, ("patch", "whole"))
+    plain.load_state_dict(trained.head.state_dict())
+    evidence = compare(
+        store.load([categories[0].test[0]]), SupportSet.of(store.load(categories[0].train[:2]))
+    )
+    evidence = replace(evidence, normal_level=torch.zeros(1, 1))
+    assert plain(evidence).heat_map is evidence.patch_map
+    assert trained.head(evidence).heat_map is not evidence.patch_map
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+def test_colours_begin_at_the_mean_of_the_maps_that_normal_images_get(trained, backbone, categories, shots):
+    items = categories[0].train[:shots]
+    detector = AnomalyDetector(trained, backbone, "cpu").fit([item.image for item in items], "bottle")
+    features = encoded([item.image for item in items], backbone)
+    maps = torch.stack([one.mean(0) for one in SupportSet.of(features).normal_maps])
+    weighted = trained.head.weighted_map(maps, trained.head.prior_map(features.stages, features.map_grid))
+    low, high = detector.categories["bottle"].limits
+    assert low == pytest.approx(weighted.mean().item(), rel=0.05) and low < high
+    assert abs(low - maps.mean()) > 3 * abs(low - weighted.mean())
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_any_work(backbone, categories, tmp_path):

@@ -104,7 +104,7 @@ def test_it_reads_well_for_eyes_phones_and_screen_readers(written):
     assert alternatives == [
         "colour scale from dark to bright",
         "picture of a.png",
-        "residual map over a.png",
+        "anomaly map over a.png",
         "picture of b.png",
     ]
     assert {cell["scope"] for cell in page.all("th")} == {"col"}

@@ -278,7 +278,7 @@ def test_a_folder_for_each_category_is_scored_in_one_run(detector, normals, flat
     ("options", "message"),
     [
         ({"maps": "jpg"}, "maps as 'jpg': choose npy, tiff, png"),
-        ({"limits": (0.4, 0.2)}, "residuals lie in"),
+        ({"limits": (0.4, 0.2)}, "maps lie in"),
         ({"threshold": 1.5}, "scores lie in"),
     ],
 )

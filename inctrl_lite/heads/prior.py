@@ -34,7 +34,7 @@ class PriorConfig:
 
     Attributes:
         prior_weight: of the patch prior, in standard deviations over the auxiliary set's patches, beside the
-            logarithm of the patch residual.
+            logarithm of the patch residual: in the score and in the map.
         whole_weight: of the logarithm of the mean residual of the whole map, beside the peak of the map: for
             anomalies that change the whole image, such as another kind of thing.
         border_penalty: taken from the outermost ring of the map. There the network sees padding, and objects
@@ -60,7 +60,8 @@ class PriorHead(Head):
     image's own mean is subtracted (the prior says where in the image, not which kind of image). The raw score
     of an image is the largest of these, plus the weighted logarithm of the mean residual of the whole map,
     over the middle and the later stages. The final score compares it with the level of normal images, which
-    is the mean of their leave-one-out raw scores.
+    is the mean of their leave-one-out raw scores. The map that is shown is InCTRL's residual map, weighted by
+    the prior (`weighted_map`).
 
     Args:
         stage_widths: C of each stage; peak and prior are read in the middle one.
@@ -105,6 +106,21 @@ class PriorHead(Head):
         stage = stages[self.middle_stage]
         values = F.normalize(stage.tokens, dim=-1) @ self.direction + self.offset
         return resample_map(values, stage.grid, grid)
+
+    def weighted_map(
+        self, patch_map: Float[Tensor, "*b N"], prior_map: Float[Tensor, "*b N"]
+    ) -> Float[Tensor, "*b N"]:
+        """Where the anomaly is: the residual map times exp(prior_weight * prior), in [0, 1].
+
+        A patch that looks damaged by itself stands out more. Chosen by AUPRO on development sets
+        (benchmarks/choose_map.py).
+
+        >>> head = PriorHead((4,))
+        >>> residuals, prior = torch.tensor([0.1, 0.1, 0.9]), torch.tensor([0.0, 2.0, 2.0])
+        >>> [round(value, 3) for value in head.weighted_map(residuals, prior).tolist()]
+        [0.1, 0.135, 1.0]
+        """
+        return (patch_map * (self.config.prior_weight * prior_map).exp()).clamp(max=1)
 
     def normal_level(self, support: SupportSet) -> Float[Tensor, " 1"]:
         """The raw score to expect of a normal image: the mean of the leave-one-out raw scores."""
@@ -159,6 +175,7 @@ class PriorHead(Head):
             patch=evidence.patch_map.amax(-1),
             whole=self.whole_residual(evidence.stage_maps),
             prior=prior.mean(-1).sigmoid(),
+            pixel_map=self.weighted_map(evidence.patch_map, prior) if "prior" in self.terms else None,
         )
 
 

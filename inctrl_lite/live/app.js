@@ -378,7 +378,7 @@ function tell() {
   const line = threshold === null ? "" : `, threshold ${threshold.toFixed(2)}`;
   $("scale").setAttribute("aria-label", `Score ${found ? `${found.score.toFixed(2)} ` : ""}on a scale from 0 to 1${line}`);
   const seen = state.shown ? "The picture" : "Nothing to look at yet";
-  $("view").setAttribute("aria-label", found ? "The picture with its residual map over it" : seen);
+  $("view").setAttribute("aria-label", found ? "The picture with its map over it" : seen);
   const key = scores.join();
   if ($("scale").dataset.key !== key) {
     $("scale").dataset.key = key;

@@ -33,9 +33,9 @@ export function score(features, detector) {
     const { unit, grid, width } = features.stages[i];
     return residuals(match(unit, bank, width), grid, detector.grid);
   });
-  const raw = rawScore(maps, priorMap(features, detector), detector);
+  const prior = priorMap(features, detector), raw = rawScore(maps, prior, detector);
   const { steepness, middle } = detector.config;
-  return { map: mean(maps), score: sigmoid(steepness * (raw - detector.level - middle)) };
+  return { map: weightedMap(maps, prior, detector), score: sigmoid(steepness * (raw - detector.level - middle)) };
 }
 
 // PriorHead.raw_score: peak of (log residual + prior), plus half the logarithm of the whole map's mean.
@@ -51,6 +51,11 @@ function rawScore(maps, prior, { config, middleStage, grid: [rows, columns] }) {
   }
   const whole = average(maps.slice(middleStage).map(average));
   return peak + config.whole_weight * Math.log(Math.max(whole, SMALLEST));
+}
+
+// PriorHead.weighted_map: what is shown, the residual map, raised where a patch looks damaged by itself.
+function weightedMap(maps, prior, { config }) {
+  return mean(maps).map((value, n) => Math.min(1, value * Math.exp(config.prior_weight * prior[n])));
 }
 
 // PriorHead.prior_map: how damaged a patch looks by itself, whatever the normal pictures are.
@@ -84,7 +89,7 @@ export function fit(normals, model) {
   };
   detector.level = level(all);
   const maps = all.map((k) => against(k, without(all, k)));
-  detector.limits = colourRange(maps.map(mean), model.grid);
+  detector.limits = colourRange(maps.map((one, k) => weightedMap(one, priors[k], detector)), model.grid);
   detector.normalScores = all.length < 2 ? [] : all.map((k) => {
     const raw = rawScore(maps[k], priors[k], detector);
     return sigmoid(model.config.steepness * (raw - level(without(all, k)) - model.config.middle));

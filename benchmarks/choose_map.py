@@ -24,6 +24,7 @@ from inctrl_v2 import DRAWS, HEADS, PIXELS, Curves, Measured, pixel_intervals, r
 from record import RESULTS
 from scipy.ndimage import label
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 from what_training_adds import real, thinned
 from why_training_falls import filled
@@ -43,6 +44,7 @@ from inctrl_lite.evidence import Evidence
 from inctrl_lite.files import write_text
 from inctrl_lite.heads.prior import PriorHead
 from inctrl_lite.metrics import CellScores
+from inctrl_lite.prior import choose_patches, fit_direction, mask_on_grid
 from inctrl_lite.store import FeatureStore
 
 SHOTS = (1, 2, 4, 8)
@@ -50,6 +52,11 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 MEAN, GEOMETRIC, MIDDLE = "mean of the stages", "geometric mean", "middle stage"
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "inctrl_lite" / "photo" / "MODEL_CARD.md", ROOT / "book" / "what_training_adds.md")
+ROWS = {
+    "residual map": "residual map",
+    "what the prior adds": "prior",
+    "what a prior of places alone adds": "places alone",
+}
 TESTS = {
     "development": "development categories that the choice did not see",
     "real": "categories of real images",
@@ -116,10 +123,37 @@ def choose(categories: Sequence[Category], store: FeatureStore, head: PriorHead,
 
 
 @torch.no_grad()
+def places_alone(categories: Sequence[Category], store: FeatureStore, seed: int = 0) -> PriorHead:
+    """A prior that never sees damage: its "damaged" patches lie where the masks are, in normal images.
+
+    What it adds to a map can be learned from the place of defects alone.
+    """
+    rng = np.random.default_rng(seed)
+    head = PriorHead(store.backbone.stage_widths)
+    tokens, labels = [], []
+    for category in categories:
+        stage = store.load(list(category.test)).stages[head.middle_stage]
+        unit, normal = F.normalize(stage.tokens, dim=-1), np.flatnonzero(np.array(category.labels) == 0)
+        for row, item in zip(unit, category.test, strict=True):
+            covered = mask_on_grid(item, store.backbone.preprocessor, stage.grid)
+            damaged, sound = choose_patches(covered, bool(item.label), rng)
+            tokens += [unit[rng.choice(normal), damaged], row[sound]]
+            labels += [torch.ones(len(damaged)), torch.zeros(len(sound))]
+    direction, offset = fit_direction(torch.cat(tokens), torch.cat(labels).bool())
+    head.direction.copy_(direction)
+    head.offset.fill_(offset)
+    return head
+
+
+@torch.no_grad()
 def compare(
-    categories: Sequence[Category], store: FeatureStore, heads: Sequence[PriorHead]
-) -> dict[str, list]:
-    """What the prior adds to the map: for each K, value, low and high of pixel AUROC, AUPRO and F1-max."""
+    categories: Sequence[Category], store: FeatureStore, heads: Sequence[PriorHead], control: PriorHead
+) -> dict[str, dict[str, list]]:
+    """Value, low and high of pixel AUROC, AUPRO and F1-max for each K.
+
+    Of the residual map; of what the prior adds to it; of what a prior that never sees damage adds to it; and
+    of the difference of the last two.
+    """
     found: dict[tuple[str, int], list[Measured]] = defaultdict(list)
     for category in tqdm(categories, "comparing"):
         labels = np.array(category.labels)
@@ -129,20 +163,24 @@ def compare(
             for draw in range(DRAWS):
                 normals = Images(draw_support(category, k, draw), store.backbone, store)
                 evidence = queries.evidence(normals)
-                for number, head in enumerate(heads):
+                shown = {("residual map", 0): evidence.patch_map}
+                for name, number, head in [("map", i, h) for i, h in enumerate(heads)] + [
+                    ("control", 0, control)
+                ]:
+                    prior = head.prior_map(evidence.query_stages, evidence.map_grid)
+                    shown[name, number] = head.weighted_map(evidence.patch_map, prior)
+                for (name, number), maps in shown.items():
                     cell = CellScores(
                         category.dataset, category.name, draw, number, labels, np.zeros(len(labels))
                     )
-                    if number == 0:
-                        found["residual", k].append(Measured(cell, False, metrics(evidence.patch_map)))
-                    prior = head.prior_map(evidence.query_stages, evidence.map_grid)
-                    shown = head.weighted_map(evidence.patch_map, prior)
-                    found["map", k].append(Measured(cell, False, metrics(shown)))
+                    found[name, k].append(Measured(cell, False, metrics(maps)))
     return {
-        f"K = {k}": [
-            pixel_intervals(found["residual", k]).tolist(),
-            pixel_intervals(found["map", k], found["residual", k]).tolist(),
-        ]
+        f"K = {k}": {
+            "residual map": pixel_intervals(found["residual map", k]).tolist(),
+            "prior": pixel_intervals(found["map", k], found["residual map", k]).tolist(),
+            "places alone": pixel_intervals(found["control", k], found["residual map", k]).tolist(),
+            "prior minus places alone": pixel_intervals(found["map", k], found["control", k]).tolist(),
+        }
         for k in SHOTS
     }
 
@@ -160,8 +198,11 @@ def measure(data: Path | None) -> dict[str, object]:
         {"residual": name, "centred": centred, "weight": weight, "AUPRO": round(value, 4)}
         for (name, centred, weight), value in means.items()
     ]
-    auxiliary = Auxiliary(load_world(AUXILIARY), store.backbone, store, progress=True)
+    drawn = load_world(AUXILIARY)
+    auxiliary = Auxiliary(drawn, store.backbone, store, progress=True)
     heads = [InCTRLMethod("own").train(auxiliary, seed).model.head for seed in range(HEADS)]
+    store.encode([item for category in drawn for item in category.test], progress=True)
+    control = places_alone(drawn, store)
     tests = {"development": development[::2]}
     if data:
         loaded = [category for load in real(data).tests.values() for category in load()]
@@ -172,8 +213,16 @@ def measure(data: Path | None) -> dict[str, object]:
         "chosen on": [c.name for c in development[1::2]],
         "choice": rows,
         "categories": {name: [c.name for c in categories] for name, categories in tests.items()},
-        **{name: compare(categories, store, heads) for name, categories in tests.items()},
+        **{name: compare(categories, store, heads, control) for name, categories in tests.items()},
     }
+
+
+def gains(of: Sequence[dict[str, list]], part: str) -> str:
+    """Differences of AUPRO in points, in words."""
+    values = ", ".join(f"{100 * one[part][1][0]:+.1f}" for one in of)
+    above = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[part][1][1] > 0]
+    where = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
+    return f"{values} points at K = {', '.join(map(str, SHOTS))} ({where})"
 
 
 def blocks() -> dict[Path, dict[str, str]]:
@@ -184,18 +233,20 @@ def blocks() -> dict[Path, dict[str, str]]:
     said = []
     for name, title in TESTS.items():
         of = [found[name][f"K = {k}"] for k in SHOTS]
-        for row, part, sign in (("residual map", 0, ""), ("what the prior adds", 1, "+")):
+        for row, part in ROWS.items():
+            sign = "" if part == "residual map" else "+"
             cells = [[format(value, f"{sign}.3f") for value in one[part][1]] for one in of]
             text = " | ".join(f"{mean} ({low} to {high})" for mean, low, high in cells)
             lines.append(f"| {title}: {row} | {text} |")
-        gains = ", ".join(f"{100 * one[1][1][0]:+.1f}" for one in of)
-        above = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[1][1][1] > 0]
-        where = (
-            f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
-        )
-        said.append(f"on {len(found['categories'][name])} {title} by {gains}")
-        said[-1] += f" points at K = {', '.join(map(str, SHOTS))} ({where})"
-    text = f"The learned prior changes the AUPRO of the map {said[0]}, and {said[1]}.\n\n" + "\n".join(lines)
+        said.append(f"on {len(found['categories'][name])} {title} by {gains(of, 'prior')}")
+    looks = ", and on real images by ".join(
+        gains([found[name][f"K = {k}"] for k in SHOTS], "prior minus places alone") for name in TESTS
+    )
+    text = f"The learned prior changes the AUPRO of the map {said[0]}, and {said[1]}.\n\n"
+    text += 'The control is a prior of the same kind that never sees damage: its "damaged" patches come from '
+    text += "normal images, at the places of the masks. The learned prior differs from it on the development "
+    text += f"categories by {looks}.\n\n"
+    text += "\n".join(lines)
     return {path: {"map": text} for path in PAGES}
 
 

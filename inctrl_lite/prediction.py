@@ -32,8 +32,8 @@ class Prediction:
         terms: what the score was made of, by name, each in [0, 1]: "patch", and what else the model has.
         patch_map: anomaly map in [0, 1] on the map grid [h, w]: 0 looks like a patch of a normal image. It
             is the residual map for InCTRL and the tiny detector; the residual map weighted by the learned
-            prior for the photo detector; and the pixel map for InCTRLv2. Read it as a hint: only InCTRLv2
-            is trained to outline defects.
+            prior for the photo detector; and the pixel map for InCTRLv2. Read it as a hint: it does not
+            outline defects exactly.
         digest: of the picture's pixels.
         view: what was looked at, and how the map lies in the picture.
         limits: values of the map that are drawn darkest and brightest (see `viz.colour_range`).

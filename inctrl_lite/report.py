@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels of the longer side
 MAP_NOTE = (
-    "The coloured picture shows, patch by patch, how unlike every normal image the query looks. The model is "
-    "trained to score whole images, not to outline defects: read the map as a hint."
+    "The coloured picture shows, patch by patch, how strange the query looks beside the normal images. It does "
+    "not outline defects exactly: read the map as a hint."
 )
 
 

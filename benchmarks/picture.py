@@ -40,11 +40,11 @@ def main() -> None:
         axes[0, column].set_title(category.name, fontsize=9)
         axes[1, column].set_xlabel(query.defect, fontsize=9)
         axes[2, column].set_xlabel(f"score {prediction.score:.2f}", fontsize=9)
-    for row, label in enumerate(("one of K = 4\nnormal images", "anomalous query", "residual map")):
+    for row, label in enumerate(("one of K = 4\nnormal images", "anomalous query", "anomaly map")):
         axes[row, 0].set_ylabel(label, fontsize=9)
     bar = figure.colorbar(ScalarMappable(cmap=MAP_COLOURS), ax=axes[2, :], location="right", aspect=8)
     bar.set_ticks([0, 1], labels=["usual", "far\nbeyond"])
-    bar.set_label("patch residual", fontsize=9)
+    bar.set_label("anomaly map", fontsize=9)
     path = Path(__file__).parent / "results" / "demo.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -12,7 +12,7 @@ from PIL import Image
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.viz import (
     MAP_COLOURS,
-    MAP_LABEL,
+    ANOMALY_LABEL,
     MAX_DRAWN,
     colour_range,
     overlay,
@@ -63,7 +63,7 @@ def test_the_figure_shows_picture_map_and_overlay_on_one_scale():
     assert middle.images[0].get_clim() == (0.1, 0.3) == pytest.approx(bar.get_ylim())
     laid = np.asarray(overlay(picture, np.eye(4), (0.1, 0.3)))
     np.testing.assert_array_equal(np.asarray(right.images[0].get_array()), laid)
-    assert bar.get_ylabel() == MAP_LABEL
+    assert bar.get_ylabel() == ANOMALY_LABEL
     assert plt.get_fignums() == open_before
 
 

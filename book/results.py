@@ -247,7 +247,11 @@ def training(runs: list[Run]) -> list[str]:
     text = "The same head, untrained, is the rival that tells what learning did. Single parts of the score, "
     text += "other auxiliary sets and more shots are studied on the page [What training adds]"
     text += "(what_training_adds.md); why the paper's head falls, on the page [Why training falls]"
-    text += "(why_training_falls.md)."
+    text += (
+        "(why_training_falls.md). This is about scores of images. What training adds to the photo detector's "
+    )
+    text += "*map*, which helps on real images too, is measured on the [first of these pages]"
+    text += "(what_training_adds.md#what-does-the-prior-add-to-the-map)."
     return ["## What does training add?", text, *tables] if tables else []
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from inctrl_lite.preprocess import Preprocessor
 from inctrl_lite.viz import (
-    MAP_COLOURS,
     ANOMALY_LABEL,
+    MAP_COLOURS,
     MAX_DRAWN,
     colour_range,
     overlay,

@@ -54,8 +54,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "inctrl_lite" / "photo" / "MODEL_CARD.md", ROOT / "book" / "what_training_adds.md")
 ROWS = {
     "residual map": "residual map",
-    "what the prior adds": "prior",
-    "what a prior of places alone adds": "places alone",
+    "the prior adds": "prior",
+    "a prior of places alone adds": "places alone",
 }
 TESTS = {
     "development": "development categories that the choice did not see",
@@ -228,8 +228,8 @@ def gains(of: Sequence[dict[str, list]], part: str) -> str:
 def blocks() -> dict[Path, dict[str, str]]:
     """Page -> mark -> text, from the recorded file."""
     found = json.loads((RESULTS / "choose_map.json").read_text(encoding="utf-8"))
-    lines = ["| AUPRO (95 % interval) | " + " | ".join(f"K = {k}" for k in SHOTS) + " |"]
-    lines.append("|---" * (1 + len(SHOTS)) + "|")
+    lines = ["| images | AUPRO (95 % interval) | " + " | ".join(f"K = {k}" for k in SHOTS) + " |"]
+    lines.append("|---" * (2 + len(SHOTS)) + "|")
     said = []
     for name, title in TESTS.items():
         of = [found[name][f"K = {k}"] for k in SHOTS]
@@ -237,7 +237,7 @@ def blocks() -> dict[Path, dict[str, str]]:
             sign = "" if part == "residual map" else "+"
             cells = [[format(value, f"{sign}.3f") for value in one[part][1]] for one in of]
             text = " | ".join(f"{mean} ({low} to {high})" for mean, low, high in cells)
-            lines.append(f"| {title}: {row} | {text} |")
+            lines.append(f"| {name} | {row} | {text} |")
         said.append(f"on {len(found['categories'][name])} {title} by {gains(of, 'prior')}")
     looks = ", and on real images by ".join(
         gains([found[name][f"K = {k}"] for k in SHOTS], "prior minus places alone") for name in TESTS

@@ -222,6 +222,8 @@ def gains(of: Sequence[dict[str, list]], part: str) -> str:
     values = ", ".join(f"{100 * one[part][1][0]:+.1f}" for one in of)
     above = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[part][1][1] > 0]
     where = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
+    below = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[part][1][2] < 0]
+    where += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
     return f"{values} points at K = {', '.join(map(str, SHOTS))} ({where})"
 
 

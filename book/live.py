@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from inctrl_lite import AnomalyDetector
-from inctrl_lite.data.images import load_image
+from inctrl_lite.data.category import Item
+from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.photographs import HALVES, load_photographs
 from inctrl_lite.web import Example, write_page
 
-# They come with scikit-image, and a program blends the defects in: here those that a reader can see at once.
+# They come with scikit-image, and a program blends the defects in. Of the defects that lie on the thing, the
+# page shows the first two kinds that the detector finds, and the one that it misses most.
 THINGS = ("coin", "engine", "badge")
 DEFECTS = ("scratch", "crack", "foreign part", "missing part")
-NORMAL, DEFECTIVE, OTHERS = 4, 3, 2
+NORMAL, FOUND, OTHERS = 4, 2, 3
+DRAWN, REACH = 160, 0.36  # defective images to choose from; largest distance from the middle, in sides
 
 
 def write_live_page(folder: Path, runtime: Path) -> None:
@@ -22,17 +27,29 @@ def write_live_page(folder: Path, runtime: Path) -> None:
         runtime: the folder with onnxruntime-web (`vendor.RUNTIME_FILES`).
     """
     detector = AnomalyDetector.from_pretrained("photo", device="cpu")
-    write_page(detector, folder, runtime, examples=[_example(thing) for thing in THINGS])
+    write_page(detector, folder, runtime, examples=[_example(thing, detector) for thing in THINGS])
 
 
-def _example(thing: str) -> Example:
+def _example(thing: str, detector: AnomalyDetector) -> Example:
     (half,) = (name for name, things in HALVES.items() if thing in things)
-    (category,) = load_photographs(half, train=NORMAL, normal=OTHERS, anomalous=16, only=(thing,))
-    clear = [item for item in category.test if item.defect in DEFECTS]
-    defective = sorted(clear, key=lambda item: DEFECTS.index(item.defect))[:DEFECTIVE]
-    others = [item for item in category.test if not item.label]
-    check = [
-        (item.defect if item.label else "normal", load_image(item.image)) for item in (*defective, *others)
-    ]
+    (category,) = load_photographs(half, train=NORMAL, normal=OTHERS, anomalous=DRAWN, only=(thing,))
     normal = [(f"normal {i + 1}", load_image(item.image)) for i, item in enumerate(category.train)]
+    detector.fit([picture for _, picture in normal], thing)
+    defective = [item for item in category.test if item.defect in DEFECTS and _reach(_mask(item)) < REACH]
+    scores = detector.predict([load_image(item.image) for item in defective], thing).scores
+    falling = [(defective[i], scores[i] > detector.categories[thing].threshold) for i in np.argsort(-scores)]
+    best = [next(((item, above) for item, above in falling if item.defect == kind)) for kind in DEFECTS]
+    shown = [*[item for item, above in best if above][:FOUND], falling[-1][0]]
+    shown += [item for item in category.test if not item.label]
+    check = [(item.defect if item.label else "normal", load_image(item.image)) for item in shown]
     return Example(thing, normal, check)
+
+
+def _mask(item: Item) -> np.ndarray:
+    return load_mask(item.mask, load_image(item.image).size)
+
+
+def _reach(mask: np.ndarray) -> float:
+    """Largest distance of a defect from the middle, in sides of the picture."""
+    rows, columns = (places / side - 0.5 for places, side in zip(np.nonzero(mask), mask.shape, strict=True))
+    return float(np.hypot(rows, columns).max())

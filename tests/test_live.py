@@ -6,6 +6,7 @@ The page is written into a temporary folder, so that the site need not be built.
 import contextlib
 import io
 import json
+import time
 from pathlib import Path
 
 import browser
@@ -107,8 +108,13 @@ def chromium(video):
 
 
 @contextlib.contextmanager
-def opened(chromium, site: str, script: str = "", address: str = "live/index.html", **options):
-    """The page, ready; nothing may go wrong in it, and it may ask no other host."""
+def opened(
+    chromium, site: str, script: str = "", address: str = "live/index.html", problems=False, **options
+):
+    """The page, ready. Nothing may go wrong in it, and it may ask no other host.
+
+    problems: it may show a message.
+    """
     context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
     context.set_default_timeout(60_000)  # on a busy machine a page takes its time
     page, wrong = context.new_page(), []
@@ -122,6 +128,8 @@ def opened(chromium, site: str, script: str = "", address: str = "live/index.htm
     page.locator("#choose").wait_for()
     page.evaluate("async () => { window.live = (await import(new URL('app.js', location.href))).state; }")
     yield page
+    if not problems:
+        wrong += [page.text_content("#problem")] if page.text_content("#problem") else []
     context.close()
     assert not wrong
 
@@ -177,6 +185,16 @@ RED = """() => {
     const [red, green] = view.getContext("2d").getImageData(165, 125, 1, 1).data;
     return red > 180 && green < 90;
 }"""
+
+
+def test_pictures_wait_for_a_network_that_comes_slowly(chromium, site):
+    with opened(chromium, site) as page:
+        page.context.route("**/encoder.onnx", lambda route: (time.sleep(2), route.continue_()))
+        page.click("#use-examples")
+        page.locator("#strip li").nth(3).wait_for()  # the pictures are here, the network is not
+        assert page.evaluate(f"() => {STATE}.detector") is None
+        normal_count(page, 4)
+        page.wait_for_function(f"() => {STATE}.found !== null")
 
 
 def seen(page, red: bool, verdict: str) -> None:
@@ -263,7 +281,7 @@ def test_a_saved_detector_goes_to_python_and_back(chromium, site, photo, picture
     damaged.write_bytes(again.read_bytes()[:5000])
     tiny = AnomalyDetector.from_pretrained("tiny", device="cpu")
     other = tiny.fit(pictures["normal"][:2], "x").save(tmp_path / "tiny.inctrl")
-    with opened(chromium, site) as page:
+    with opened(chromium, site, problems=True) as page:
         page.click("#use-files")
         page.set_input_files("#check-files", pictures["check"])
         page.set_input_files("#load-detector", again)
@@ -287,7 +305,7 @@ def test_a_refused_camera_and_unreadable_files_are_said(chromium, site, tmp_path
     )
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    with opened(chromium, site, denied) as page:
+    with opened(chromium, site, denied, problems=True) as page:
         page.click("#use-camera")
         page.locator("#problem", has_text="did not give this page the camera").wait_for()
         page.locator("#normal-files").wait_for(state="attached")  # the other way is open
@@ -296,7 +314,7 @@ def test_a_refused_camera_and_unreadable_files_are_said(chromium, site, tmp_path
 
 
 def test_without_webassembly_the_page_says_so(chromium, site):
-    with opened(chromium, site, "delete window.WebAssembly") as page:
+    with opened(chromium, site, "delete window.WebAssembly", problems=True) as page:
         page.click("#use-files")
         page.locator("#problem", has_text="This browser has no WebAssembly").wait_for()
 

@@ -606,13 +606,18 @@ def sweep(box, control, put) -> None:
 
 
 def with_mouse(control, i: int, last: int, tap: bool = False) -> None:
-    """A click, or a tap, on a slider's track, at a hand's pace. A menu opens a list of the system."""
+    """A click on a slider's track, or a tap a little above or below it, at a hand's pace.
+
+    A menu opens a list of the system.
+    """
     if control.locator("select").count():
         control.locator("select").select_option(index=i)
         return
     track = control.locator(".noUi-base")
     size = track.bounding_box()
     place = {"x": min(max(1, i / last * size["width"]), size["width"] - 1), "y": size["height"] / 2}
+    if tap:
+        place["y"] += 8 if i % 2 else -8  # a finger is not exact
     (track.tap if tap else track.click)(position=place, force=True)
     control.page.wait_for_timeout(400)  # two quick taps would be one double tap
 

@@ -168,7 +168,7 @@ def test_inctrl_lite_among_the_methods_is_a_model_with_a_learned_prior(tmp_path,
         answer = method.fit(normals, category.name).score(queries)
         expected = method.model(queries.features, method.model.support(normals.features))
         torch.testing.assert_close(answer.scores, expected.final)
-        torch.testing.assert_close(answer.maps, expected.patch_map)
+        torch.testing.assert_close(answer.maps, expected.heat_map)
     assert not torch.equal(method.model.head.direction, other.model.head.direction)  # of another seed
     terms = {"learn": {"learn": False}, "patch": {"terms": ("patch",)}, "all": {}}
     found = {name: InCTRLMethod(**more).train(auxiliary).model.head.terms for name, more in terms.items()}

@@ -103,8 +103,10 @@ check_normals_needed = Exercise(
 
 def rank_with_guarantee(n: int, rate: float, confidence: float) -> int:
     """Largest r whose threshold, the r-th largest of n scores, keeps the rate with the confidence; or 0."""
+    from scipy.stats import binom
+
     # The threshold keeps the rate if r or more of the n scores lie among the share `rate` of the highest.
-    probability = _stats().binom.sf(np.arange(n), n, rate)  # of r or more, for r = 1 to n
+    probability = binom.sf(np.arange(n), n, rate)  # of r or more, for r = 1 to n
     return int((probability >= confidence).sum())
 
 

@@ -158,7 +158,7 @@ async function useExample(which) {
   press("use-examples");
   $("example-line").hidden = false;
   $("advice").textContent = "These are cut from photographs that come with scikit-image; a program blended the "
-    + "defects in. Remove a normal picture, or add one, and see what changes.";
+    + "defects in. Some are found, one is missed. Remove a normal picture, or add one, and see what changes.";
   const example = PAGE.examples[which], turn = ++turns;
   const fetched = async ({ name, file }) => ({ name, frame: await decode(await (await fetch(file)).blob()) });
   const all = (pictures) => Promise.all(pictures.map(fetched));
@@ -260,7 +260,9 @@ function refit(encodeAgain = false) {
     const features = normals.map((normal) => normal.features);
     if (state.fixed === null) state.detector = normals.length ? fit(features, model) : null;
     Object.assign(state, { found: null, changed: true }); // what was found belongs to the last detector
-  }).catch((error) => problem(`The pictures could not be compared (${error.message}).`));
+  }).catch((error) => { // a network that could not be loaded was named already
+    if ($("problem").hidden) problem(`The pictures could not be compared (${error.message}).`);
+  });
   return fitting;
 }
 

@@ -2,12 +2,12 @@
 
 import { encode } from "./method.js";
 
-let network = null;
+let network = null; // a promise: pictures that come before it is there wait for it
 
 onmessage = async ({ data: { id, load, picture } }) => {
   try {
-    if (load) network = await start(load, id);
-    postMessage({ id, features: await encode(network, picture ?? empty(load.size)) });
+    if (load) network = start(load, id);
+    postMessage({ id, features: await encode(await network, picture ?? empty(load.size)) });
   } catch (error) {
     postMessage({ id, error: String(error?.message ?? error) });
   }

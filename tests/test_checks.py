@@ -48,6 +48,22 @@ def test_not_attempted_goes_on_with_the_library(monkeypatch, capsys):
         exercise(unfinished)
 
 
+def test_an_operation_that_torch_does_not_have_is_an_error_and_no_missing_answer():
+    exercise = checks.check_contrastive_loss  # torch raises NotImplementedError here
+    with pytest.raises(CheckFailed, match="raised NotImplementedError: .* not implemented for 'Bool'"):
+        exercise(lambda image, text, scale, same: torch.nn.functional.cross_entropy(same, same.double()))
+
+
+def test_a_result_of_a_form_that_its_own_message_does_not_expect_gets_the_general_one():
+    exercise = Exercise(
+        solution=double,
+        cases=lambda seed: (torch.arange(3.0) + seed,),
+        explain=lambda case, result, right: f"returns {int(result)}",
+    )
+    with pytest.raises(CheckFailed, match=r"returns 0 at \[1\], expected 2"):
+        exercise(lambda x: 0 * x)
+
+
 def double(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
 

@@ -135,11 +135,14 @@ def blocks() -> dict[Path, dict[str, str]]:
     sentences = verdict_sentences(read("photo"))
     photo = [table.replace("### ", "**", 1).replace("\n", "**\n", 1) for table in run_tables(read("photo"))]
     return {
-        ROOT / "README.md": {"claim": sentences[0], "results": "\n\n".join([" ".join(sentences), *photo])},
+        ROOT / "README.md": {
+            "claim": " ".join(sentences[:2]),
+            "results": "\n\n".join([" ".join(sentences), *photo]),
+        },
         ROOT / "inctrl_lite" / "photo" / "MODEL_CARD.md": {
             "results": "\n\n".join([" ".join(sentences), *photo])
         },
-        ROOT / "book" / "landing.md": {"claim": sentences[0]},
+        ROOT / "book" / "landing.md": {"claim": " ".join(sentences[:2])},
     }
 
 

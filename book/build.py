@@ -181,10 +181,12 @@ def dress(name: str) -> Notebook:
     """An executed notebook with alternative texts of pictures, and stills of explorers for no JavaScript."""
     notebook = read(EXECUTED / f"{name}.ipynb")
     widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    heading = ""
     for cell, following in zip(notebook.cells, [*notebook.cells[1:], None], strict=True):
         if cell.cell_type != "code":
+            heading = (re.findall(r"^#+ (.+)$", cell.source, flags=re.M) or [heading])[-1]
             continue
-        cell.metadata["mystnb"] = {"image": {"alt": caption(following)}}
+        cell.metadata["mystnb"] = {"image": {"alt": caption(following, heading)}}
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = lighter(output.data["image/png"])
@@ -226,11 +228,11 @@ def lighter(picture: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def caption(following: Notebook | None) -> str:
-    """What the lesson says below a picture: a paragraph in italics."""
+def caption(following: Notebook | None, heading: str) -> str:
+    """What the lesson says below a picture: a paragraph in italics; or else what its section is about."""
     text = following.source if following is not None and following.cell_type == "markdown" else ""
     found = re.match(r"\*(?!\*)(.+?)\*(?:\n\n|\s*$)", text, flags=re.S)
-    return re.sub(r"[*$`\s]+", " ", found[1]) if found else "What the code above shows."
+    return re.sub(r"[*$`\s]+", " ", found[1]) if found else f"The figure of the section: {heading}"
 
 
 def still(state: dict, model: str) -> str:

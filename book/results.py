@@ -229,7 +229,6 @@ def datasets(runs: list[Run]) -> list[str]:
         }
         tabs = [f":::{{tab-item}} K = {k}\n{found}\n:::" for k, found in tables.items()]
         note = "AUROC, mean over the categories and the draws, ± deviation over the draws. "
-        note += "On a narrow screen, move the table sideways."
         inside = [note, "::::{tab-set}\n" + "\n".join(tabs) + "\n::::"]
         mine = run.by_dataset[(run.by_dataset["method"] == MINE) & run.by_dataset["rival"].notna()]
         if len(mine):
@@ -250,8 +249,8 @@ def training(runs: list[Run]) -> list[str]:
     text += (
         "(why_training_falls.md). This is about scores of images. What training adds to the photo detector's "
     )
-    text += "*map*, which helps on real images too, is measured on the [first of these pages]"
-    text += "(what_training_adds.md#what-does-the-prior-add-to-the-map)."
+    text += "*map*, which helps on real images too, is measured on the "
+    text += "{ref}`first of these pages <map-with-prior>`."
     return ["## What does training add?", text, *tables] if tables else []
 
 
@@ -362,7 +361,12 @@ def by_dataset(table: pd.DataFrame, worlds: list[str]) -> str:
     rows = []
     for method in table["method"].unique():
         cells = [found.get((method, world)) for world in worlds]
-        rows.append([method, *("" if c is None else f"{c.auroc:.3f} ± {c.auroc_std:.3f}" for c in cells)])
+        rows.append(
+            [
+                method,
+                *("" if c is None else f"{c.auroc:.3f}<br><small>± {c.auroc_std:.3f}</small>" for c in cells),
+            ]
+        )
     return narrow(markdown(["method", *worlds], rows))
 
 

@@ -477,11 +477,11 @@ def ranks(cells: pd.DataFrame, width: float = WIDE) -> Figure:
     figure, axes = _figure(width, 0.3 * m + 1.3)
     ax: Axes = axes[0, 0]
     best = mean.iloc[0]
-    ax.axvspan(best, best + critical, color="0.92", label=f"not told apart from the best ({n} categories)")
+    ax.axvspan(best, best + critical, color="0.92", label="not told apart from the best")
     ax.scatter(mean, range(m), color=[colour(name) for name in mean.index], zorder=3)
     ax.set_yticks(range(m), mean.index)
     ax.invert_yaxis()
-    ax.set_xlabel(f"mean rank at K = {k} (1 is best)")
+    ax.set_xlabel(f"mean rank over {n} categories at K = {k} (1 is best)")
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 

@@ -24,7 +24,9 @@ def anomalous_probability(patches: Tensor, prototypes: Tensor, scale: float) -> 
 
 def _patches(seed: int) -> tuple[Tensor, Tensor, float]:
     g = generator(seed)
-    return torch.randn(5 + seed, 7, generator=g), torch.randn(2, 7, generator=g), (1.0, 5.0, 10.0, 3.0)[seed]
+    patches, prototypes = torch.randn(5 + seed, 7, generator=g), torch.randn(2, 7, generator=g)
+    patches[0] = prototypes[1]  # a cosine of 1
+    return patches, prototypes, (1.0, 5.0, 100.0, 3.0)[seed]
 
 
 def _probability(
@@ -68,6 +70,9 @@ check_anomalous_probability = Exercise(
         "This is the difference of the cosines. Turn it into a probability.": _probability(
             squash=lambda logits: logits[:, 1] - logits[:, 0]
         ),
+        "exp of 100 is too large for a number of 32 bits: the result is nan. Use `softmax`, which is safe.": (
+            _probability(squash=lambda logits: logits.exp()[:, 1] / logits.exp().sum(-1))
+        ),
         "You average the two probabilities over the patches. Each patch keeps its own.": _probability(
             squash=lambda logits: logits.softmax(-1)[:, 1].mean()
         ),
@@ -82,7 +87,7 @@ def _maps(seed: int) -> tuple[Tensor, Tensor]:
     g = generator(seed)
     masks = torch.zeros(3, 6, 5 + seed, dtype=torch.bool)
     masks[0, 1:3, 1:4] = masks[1, 2:, :2] = True
-    return torch.rand(3, 6, 5 + seed, generator=g) * 0.9 + 0.05, masks
+    return torch.rand(3, 6, 5 + seed, generator=g) * 0.998 + 0.001, masks
 
 
 def two_channel_focal_loss(channels: Tensor, masks: Tensor, gamma: float) -> Tensor:
@@ -121,6 +126,12 @@ check_two_channel_focal_loss = Exercise(
         ),
         "You take the sum over the pixels. Take the mean.": _focal(
             _truth, lambda p, g: -((1 - p) ** g * p.log()).sum()
+        ),
+        "You take the sum over the pixels of each image. Take the mean.": _focal(
+            _truth, lambda p, g: -((1 - p) ** g * p.log()).sum((1, 2)).mean()
+        ),
+        "You take the mean over both channels. At each pixel only the channel of the truth counts.": (
+            _focal(lambda c, m: c, _focal_of_p)
         ),
         "This is cross-entropy: the factor (1 - p) ** gamma is missing.": _focal(
             _truth, lambda p, g: -p.log().mean()
@@ -182,6 +193,10 @@ check_dice_loss = Exercise(
         ),
         "The 1 is missing in the denominator.": _dice(denominator=lambda t: t),
         "Both ones are missing.": _dice(numerator=lambda o: 2 * o, denominator=lambda t: t),
+        "You sum over one axis only. Sum over height and width.": _dice(axes=(2,)),
+        "The 1 is added once, outside of the factor: the numerator is 2 * overlap + 1.": _dice(
+            numerator=lambda o: 2 * (o + 1)
+        ),
         "You take all images together. Compute it for each image, then take the mean: otherwise a large "
         "defect hides a small one.": _dice(axes=(0, 1, 2)),
         "You add up the images. Take the mean.": _dice(end=lambda d: (1 - d).sum()),
@@ -219,6 +234,7 @@ def _batch(seed: int) -> tuple[Tensor, Tensor]:
     maps = torch.rand(4 + seed, 5, 6, generator=generator(seed))
     labels = torch.zeros(4 + seed)
     labels[1 : 3 + seed % 2] = 1
+    labels[1:] = 1 if seed == 2 else labels[1:]  # a single normal image
     return maps, torch.ones(len(maps)) if seed == 3 else labels  # the last batch has no normal image
 
 
@@ -232,6 +248,12 @@ check_one_class_loss = Exercise(
         ),
         "You use the ANOMALOUS images. This branch may see normal images only.": lambda p, y: dice_loss(
             p[y == 1], torch.zeros_like(p[y == 1])
+        ),
+        "One normal image is enough to learn from.": lambda p, y: (
+            one_class_loss(p, y) if (y == 0).sum() > 1 else p.new_zeros(())
+        ),
+        "A normal image has an EMPTY mask, and anomalous images are not seen. Your masks are full.": (
+            lambda p, y: dice_loss(p, torch.ones_like(p))
         ),
         'You use all images of the batch. An anomalous one would be called "nothing to see".': lambda p, y: (
             dice_loss(p, torch.zeros_like(p))
@@ -260,6 +282,8 @@ def pixel_map(residuals: Tensor, discriminative: Tensor, one_class: Tensor, beta
 def _three(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
     g = generator(seed)
     maps = [torch.rand(2 + seed, 9, generator=g) for _ in range(3)]
+    for one in maps:
+        one[0, 0] = 1.0
     return maps[0], maps[1], maps[2], (0.75, 0.2, 0.9, 0.4)[seed]
 
 
@@ -284,6 +308,12 @@ check_pixel_map = Exercise(
         "You return the largest value. The map keeps every patch.": lambda r, d, o, b: pixel_map(
             r, d, o, b
         ).amax(-1),
+        "The discriminative branch is missing, with the weight 1 - beta.": lambda r, d, o, b: b * (r + o) / 2,
+        "The one-class branch is missing, with the weight beta.": lambda r, d, o, b: (1 - b) * (r + d) / 2,
+        "The weights add up to 1: 1 - beta and beta.": lambda r, d, o, b: b * (r + d) / 2 + b * (r + o) / 2,
+        "A sum is divided and weighted as a whole: put it in parentheses.": lambda r, d, o, b: (
+            (1 - b) * r + d / 2 + b * r + o / 2
+        ),
         "Only the one-class branch takes the residual map. Both do.": lambda r, d, o, b: (
             (1 - b) * d + b * (r + o) / 2
         ),
@@ -304,11 +334,20 @@ def largest_pixel_f1(masks: np.ndarray, maps: np.ndarray) -> float:
 
 
 def _pixels(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ties, with defects first and last in an image; nearly all pixels are defects; no ties, fine steps."""
     rng = np.random.default_rng(seed)
-    masks = np.zeros((3, 8, 9 + seed), bool)
-    masks[0, 2:5, 3:6] = masks[1, 6:, :2] = True
-    maps = np.round(rng.random(masks.shape) + 0.4 * masks, 1)  # many ties
+    masks = np.zeros((3, 12, 13 + seed), bool)
+    masks[0, :5, :6] = masks[1, 9:, 5:] = True
+    maps = np.round(rng.random(masks.shape) + 0.4 * masks, 1)
     maps[2] += 0.3  # false alarms in the image without a defect
+    if seed == 1:  # within each group of equal values, the defects come last
+        masks, maps = masks[::-1].copy(), np.round(2 * maps[::-1]) / 2
+        masks[:2, :9] = False
+    if seed == 2:  # found in full at the lowest value alone
+        masks = rng.random(masks.shape) < 0.97
+    if seed == 3:
+        maps = 1 + 1e-4 * rng.random(masks.shape) + 4e-5 * masks
+        maps[0, 0, 0], maps[2, 0, 0] = 90.0, -90.0
     return masks, maps
 
 
@@ -318,10 +357,20 @@ def _f1(masks: np.ndarray, maps: np.ndarray, thresholds: np.ndarray, strict: boo
     return [2 * (f & truth).sum() / (f.sum() + truth.sum()) for f in found]
 
 
-def _without_ties(masks: np.ndarray, maps: np.ndarray) -> float:
-    order = np.lexsort((~masks.ravel(), -maps.ravel()))  # defects first among equal values
-    hits = np.cumsum(masks.ravel()[order])
-    return float((2 * hits / (np.arange(1, maps.size + 1) + masks.sum())).max())
+def _in_order(order: Callable[[np.ndarray, np.ndarray], np.ndarray], found: int = 1) -> Callable:
+    """A wrong answer: F1 read off after every pixel, in an order of (truth, values)."""
+
+    def wrong(masks: np.ndarray, maps: np.ndarray) -> float:
+        truth, values = masks.ravel(), maps.ravel()
+        hits = np.cumsum(truth[order(truth, values)])
+        return float((2 * hits / (np.arange(found, maps.size + found) + truth.sum()))[1 - found :].max())
+
+    return wrong
+
+
+def _at(thresholds: Callable[[np.ndarray], np.ndarray], strict: bool = False) -> Callable:
+    """A wrong answer: the largest F1 at some thresholds only."""
+    return lambda masks, maps: float(np.nanmax(_f1(masks, maps, thresholds(maps.ravel()), strict)))
 
 
 check_largest_pixel_f1 = Exercise(
@@ -337,7 +386,24 @@ check_largest_pixel_f1 = Exercise(
         "You leave out the image without a defect. Its false alarms count.": lambda m, v: largest_pixel_f1(
             m[:2], v[:2]
         ),
-        "Equal values lie on the same side of a threshold: you separate them.": _without_ties,
+        "Equal values lie on the same side of a threshold: you separate them.": _in_order(
+            lambda truth, values: np.lexsort((~truth, -values))  # defects first among equal values
+        ),
+        "Equal values lie on the same side of a threshold: you separate them, in the order of the "
+        "pixels.": _in_order(lambda truth, values: np.argsort(-values, kind="stable")),
+        "Equal values lie on the same side of a threshold: you separate them, in the reverse order of the "
+        "pixels.": _in_order(lambda truth, values: np.argsort(values, kind="stable")[::-1]),
+        "You begin with the lowest value. A threshold that goes down meets the largest values "
+        "first.": _in_order(lambda truth, values: np.argsort(values, kind="stable")),
+        "With `>` the lowest threshold still leaves its own pixels out. All pixels may be found.": _at(
+            np.unique, strict=True
+        ),
+        "A few thresholds are not all of them: every value of the map is one.": _at(
+            lambda values: np.linspace(values.min(), values.max(), 20)
+        ),
+        "Quantiles are not all thresholds: every value of the map is one.": _at(
+            lambda values: np.quantile(values, np.linspace(0, 1, 200))
+        ),
         "This is the smallest F1.": lambda m, v: float(min(_f1(m, v, np.unique(v)))),
         "This is the mean over the thresholds. Take the largest.": lambda m, v: float(
             np.mean(_f1(m, v, np.unique(v)))

@@ -21,6 +21,9 @@ let model = null, worker = null, ready = null, video = null, times = [];
 
 // --- load --------------------------------------------------------------------------------------------
 
+try { // what the reader chose on the site around this page
+  document.documentElement.dataset.theme = localStorage.getItem("theme") ?? "";
+} catch { /* a browser that stores nothing follows the system */ }
 const PAGE = await (await fetch("page.json")).json();
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(0)} MB`;
 const total = PAGE.files.encoder.bytes + PAGE.files.wasm.bytes;

@@ -244,12 +244,13 @@ def blocks() -> dict[Path, dict[str, str]]:
     looks = ", and on real images by ".join(
         gains([found[name][f"K = {k}"] for k in SHOTS], "prior minus places alone") for name in TESTS
     )
-    text = f"The learned prior changes the AUPRO of the map {said[0]}, and {said[1]}.\n\n"
+    short = f"The learned prior changes the AUPRO of the map {said[0]}, and {said[1]}."
+    text = f"{short}\n\n"
     text += 'The control is a prior of the same kind that never sees damage: its "damaged" patches come from '
     text += "normal images, at the places of the masks. The learned prior differs from it on the development "
     text += f"categories by {looks}.\n\n"
     text += "\n".join(lines)
-    return {path: {"map": text} for path in PAGES}
+    return {path: {"map": text} for path in PAGES} | {ROOT / "README.md": {"map": short}}
 
 
 def main() -> None:

@@ -231,8 +231,10 @@ def test_pictures_get_lighter_and_stay_the_same(build):
 
 def test_a_caption_is_the_alternative_text(build):
     cell = nbformat.v4.new_markdown_cell
-    assert build.caption(cell("*Left: the **query**,\n$K = 2$.*\n\nMore.")) == "Left: the query , K = 2 ."
-    assert build.caption(cell("**Bold** is no caption.")) == build.caption(None) != ""
+    said = cell("*Left: the **query**,\n$K = 2$.*\n\nMore.")
+    assert build.caption(said, "Two maps") == "Left: the query , K = 2 ."
+    bare = build.caption(cell("**Bold** is no caption."), "Two maps")
+    assert bare == build.caption(None, "Two maps") == "The figure of the section: Two maps"
 
 
 def test_weights_count_a_page_with_its_pictures(build, monkeypatch, tmp_path):

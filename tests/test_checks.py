@@ -193,6 +193,18 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             r"test/2 .* is not among the training images",
         ),
         (
+            checks.check_is_batch_invariant,
+            lambda score, x, tolerance=1e-4: checks.check_is_batch_invariant.solution(
+                score, x[:2], tolerance
+            ),
+            "of a model that is wrong for one image, the third",
+        ),
+        (
+            checks.check_audit,
+            lambda m: {k: v for k, v in checks.check_audit.solution(m).items() if v},
+            "returns the keys trained, frozen; expected trained, dead, frozen, with 0 where there are none",
+        ),
+        (
             checks.check_images_first,
             lambda t: t[:, 1:].permute(3, 0, 1, 2),
             r"you return \[C, L, N, B\]",
@@ -286,6 +298,40 @@ def test_an_adapter_may_have_plain_or_transposed_parameters(down_as, up_as, orde
     checks.check_Adapter(adapter(down_as, up_as, order))
     with pytest.raises(CheckFailed, match="the right sizes, but forward returns"):
         checks.check_Adapter(adapter(down_as, up_as, order, factor=2.0))
+
+
+def test_an_adapter_has_no_dropout():
+    class Dropped(checks.check_Adapter.solution):
+        def forward(self, x):
+            return torch.nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    with pytest.raises(CheckFailed, match="other numbers in training mode"):
+        checks.check_Adapter(Dropped)
+
+
+@pytest.mark.parametrize("name", ["focal_loss", "pair_loss", "contrastive_loss"])
+@pytest.mark.parametrize(
+    "forget", [lambda loss: torch.tensor(loss.item(), requires_grad=True), lambda loss: loss.detach()]
+)
+def test_a_loss_without_a_gradient_is_told_so(name, forget):
+    solution = exercises()[name].solution
+    with pytest.raises(CheckFailed, match="nothing can be learned from it"):
+        exercises()[name](lambda *case: forget(solution(*case)))
+
+
+def test_a_gradient_that_is_missing_is_named():
+    loss = checks.check_contrastive_loss.solution
+    with pytest.raises(CheckFailed, match="no gradient reaches the scale"):
+        checks.check_contrastive_loss(lambda i, t, scale, same: loss(i, t, scale.detach(), same))
+    pairs = checks.check_pair_loss.solution
+    with pytest.raises(CheckFailed, match="no gradient reaches the normal scores"):
+        checks.check_pair_loss(lambda n, a: pairs(n.detach(), a))
+
+
+def test_pictures_are_bytes():
+    checks.check_find_leaks(
+        lambda train, test: sorted(n for n, p in test.items() if bytes(p) in {*map(bytes, train.values())})
+    )
 
 
 def test_a_sorted_pool_is_another_draw():

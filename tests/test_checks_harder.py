@@ -249,7 +249,143 @@ def each_but_one(score, normals):
     return [score(normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals))]
 
 
+def queries_against_fewer(score, normals, queries):
+    limit = max(each_but_one(score, normals))
+    fewer = [normals[:i] + normals[i + 1 :] for i in range(len(normals))]
+    return limit, [min(score(some, query) for some in fewer) > limit for query in queries]
+
+
+# --- 02: another image size --------------------------------------------------------------------------
+
+
+def tokens_with(resampled):
+    def answer(patches, class_embedding, positions, old, new):
+        first = (class_embedding + positions[0]).expand(len(patches), 1, -1)
+        return torch.cat([first, patches + resampled(positions[1:], old, new)], 1)
+
+    return answer
+
+
+def all_positions(positions, old, new):
+    maps = positions.unflatten(0, tuple(old)).permute(2, 0, 1)[None]
+    return torch.nn.functional.interpolate(maps, size=tuple(new), mode="bilinear").flatten(2).mT
+
+
+def channel_by_channel(positions, old, new):
+    return torch.cat([all_positions(one[:, None], old, new) for one in positions.T], -1)
+
+
+def row_by_row(positions, old, new):
+    rows = all_positions(positions, old, new)[0].split(new[1])
+    return torch.cat([row + 0 for row in rows])
+
+
+# --- 03: several defects -----------------------------------------------------------------------------
+
+
+def cosines_of(query, normal, defects):
+    kinds = [KEYS["build_prototypes"](normal, one) for one in defects]
+    prototypes = torch.stack([kinds[0][0], *(one[1] for one in kinds)])
+    return torch.nn.functional.normalize(query, dim=-1) @ prototypes.T
+
+
+def defects_by_the_largest(query, normal, defects):
+    z = 100 * cosines_of(query, normal, defects)
+    weights = (z - z.amax(1, keepdim=True)).exp()
+    anomalous = weights[:, 1:].mean(1)
+    return anomalous / (weights[:, 0] + anomalous), z[:, 1:].argmax(1)
+
+
+def defects_by_the_largest_of_all(query, normal, defects):
+    z = 100 * cosines_of(query, normal, defects)
+    weights = (z - z.max()).exp()
+    return weights[:, 1:].mean(1) / (weights[:, 0] + weights[:, 1:].mean(1)), z[:, 1:].argmax(1)
+
+
+def defects_by_numpy(query, normal, defects):
+    z = 100 * cosines_of(query.double(), normal.double(), [one.double() for one in defects]).numpy()
+    anomalous = np.exp(z[:, 1:]).mean(1)
+    return anomalous / (np.exp(z[:, 0]) + anomalous), z[:, 1:].argmax(1)
+
+
+def defects_by_odds(query, normal, defects):
+    z = 100 * cosines_of(query, normal, defects)
+    scores = (z[:, 1:] - z[:, :1]).sigmoid()
+    odds = (scores / (1 - scores)).mean(1)
+    return odds / (1 + odds), z[:, 1:].argmax(1)
+
+
+# --- 04: piece by piece ------------------------------------------------------------------------------
+
+
+def pieces_of(rows, columns, position=lambda where, start: where + start):
+    """Pieces of `rows` and `columns`, each from (N, M, most)."""
+
+    def answer(query, support, compare, most):
+        sizes = len(query), len(support), most
+        best, number = torch.full((len(query),), -2.0), torch.zeros(len(query), dtype=torch.long)
+        n, m = rows(*sizes), columns(*sizes)
+        for i, j in itertools.product(range(0, len(query), n), range(0, len(support), m)):
+            found, where = compare(query[i : i + n], support[j : j + m]).max(1)
+            better = found > best[i : i + n]
+            number[i : i + n] = torch.where(better, position(where, j), number[i : i + n])
+            best[i : i + n] = torch.maximum(found, best[i : i + n])
+        return (1 - best) / 2, number
+
+    return answer
+
+
+def columns_first(N, M, most):
+    return max(1, most // min(M, most))
+
+
+# --- 05: the rank of a query -------------------------------------------------------------------------
+
+
+def shares_of(lengths, at_least=lambda lengths: lengths >= lengths[:, -1:] - 1e-4):
+    return lengths, at_least(lengths).double().mean(1)
+
+
+def members_of(adapter, query, support):
+    return adapter(torch.cat([support.expand(len(query), -1, -1), query[:, None]], 1))
+
+
+def rank_by_einsum(adapter, query, support, **at_least):
+    members, count = members_of(adapter, query, support), len(support)
+    others = torch.einsum("ij,bjd->bid", (1 - torch.eye(count + 1)) / count, members)
+    return shares_of((others - members).norm(dim=-1), **at_least)
+
+
+def rank_by_member(adapter, query, support):
+    members = members_of(adapter, query, support)
+    places = range(len(support) + 1)
+    others = [members[:, [j for j in places if j != i]].mean(1) for i in places]
+    return shares_of((torch.stack(others, 1) - members).norm(dim=-1))
+
+
+def rank_by_query(adapter, query, support):
+    found = [rank_by_einsum(adapter, one[None], support) for one in query]
+    return [torch.cat(part) for part in zip(*found, strict=True)]
+
+
 RIGHT = {
+    "tokens_on_grid": [
+        tokens_with(all_positions),
+        lambda *case: tokens_with(all_positions)(*case).numpy(),
+        lambda patches, *others: torch.cat([tokens_with(all_positions)(p[None], *others) for p in patches]),
+    ],
+    "score_by_defects": [defects_by_the_largest, defects_by_numpy],
+    "residuals_in_pieces": [
+        pieces_of(columns_first, lambda N, M, most: min(M, most)),
+        pieces_of(lambda N, M, most: min(N, most), lambda N, M, most: max(1, most // min(N, most))),
+    ],
+    "rank_among_normals": [
+        rank_by_einsum,
+        lambda *case: [part.numpy() for part in rank_by_einsum(*case)],
+        lambda *case: rank_by_einsum(
+            *case, at_least=lambda x: (x > x[:, -1:]) | torch.isclose(x, x[:, -1:], rtol=0, atol=1e-4)
+        ),
+    ],
     "contrastive_gradient": [
         gradient_by_numpy,
         gradient_by_logarithms,
@@ -261,6 +397,36 @@ RIGHT = {
     "accumulated_gradient": [parts_by_backward, parts_by_a_running_mean, parts_by_next],
 }
 WRONG = {
+    "tokens_on_grid": [
+        (tokens_with(channel_by_channel), "right, but you loop over the channels"),
+        (tokens_with(row_by_row), "right, but you loop over the patches"),
+    ],
+    "score_by_defects": [
+        (defects_by_odds, "for the scores, returns nan"),
+        (defects_by_the_largest_of_all, "the largest exponent of EACH image"),
+    ],
+    "residuals_in_pieces": [
+        (
+            pieces_of(columns_first, lambda N, M, most: min(M, most), position=lambda where, start: where),
+            "the residuals are right, but the numbers are not",
+        ),
+        (
+            pieces_of(lambda N, M, most: 1, lambda N, M, most: max(1, min(M, most) - 1)),
+            "make larger pieces",
+        ),
+    ],
+    "rank_among_normals": [
+        (rank_by_query, "right, but you loop over the queries"),
+        (rank_by_member, "right, but you loop over the members"),
+        (
+            lambda *case: rank_by_einsum(*case, at_least=lambda x: x >= x[:, -1:] - 0.01),
+            "for the shares, returns",
+        ),
+        (
+            lambda *case: rank_by_einsum(*case, at_least=lambda x: x >= x[:, -1:] * (1 - 1e-4)),
+            "for the shares, returns",
+        ),
+    ],
     "contrastive_gradient": [
         (gradient_by_autograd, "calls backward"),
         (gradient_filled(-10.0), "returns .* expected"),
@@ -271,6 +437,8 @@ WRONG = {
         (lambda z, same: (KEYS["contrastive_gradient"](z, same)[0], 0.5), "derivative with respect to tau"),
     ],
     "decide": [
+        (queries_against_fewer, "for the decisions, returns"),
+        (decide_with(lambda f, n: abs(max(each_but_one(f, n)))), "for the threshold, returns"),
         (decide_with(lambda f, n: sorted(each_but_one(f, n))[-2]), "for the threshold, returns"),
         (decide_with(lambda f, n: float(np.quantile(each_but_one(f, n), 0.95))), "for the threshold"),
         (decide_with(lambda f, n: float(np.mean(each_but_one(f, n)) + 1)), "for the threshold"),

@@ -16,8 +16,11 @@ def patch_of_pixel(y: int, x: int, side: int, width: int) -> int:
 
 check_patch_of_pixel = Exercise(
     solution=patch_of_pixel,
-    cases=lambda seed: ((37, 5, 8, 120), (9, 50, 16, 240), (100, 71, 8, 120), (23, 199, 14, 224))[seed],
+    # the first pixel of a patch, and the last one, too
+    cases=lambda seed: ((37, 5, 8, 120), (15, 48, 16, 240), (96, 71, 8, 120), (23, 199, 14, 224))[seed],
     mistakes={
+        "You count the rows and columns of pixels from 1. They are counted from 0, so y // side is the row "
+        "of the patch.": lambda y, x, side, width: patch_of_pixel(y - 1, x - 1, side, width),
         "You have exchanged y and x: y counts downwards and gives the row, x gives the column.": (
             lambda y, x, side, width: patch_of_pixel(x, y, side, width)
         ),
@@ -279,9 +282,22 @@ def _patches_alone(patches, class_embedding, positions, old, new):
     return tokens_on_grid(patches, class_embedding, positions, old, new)[:, 1:]
 
 
+def _more_channels_and_patches(patches, class_embedding, positions, old, new) -> dict[str, tuple]:
+    """The same case with twice as many channels, and with twice as many new patches."""
+    two, taller = torch.cat([class_embedding] * 2), (2 * new[0], new[1])
+    wide = torch.cat([patches] * 2, -1), two, torch.cat([positions] * 2, -1), old, new
+    if old == new:  # nothing is resampled, so that an answer may do less here
+        return {"channels": wide}
+    return {
+        "channels": wide,
+        "patches": (torch.cat([patches] * 2, 1), class_embedding, positions, old, taller),
+    }
+
+
 check_tokens_on_grid = Exercise(
     solution=tokens_on_grid,
     cases=_grids,
+    larger=_more_channels_and_patches,
     mistakes={
         "reshape(1, C, rows, columns) of [N, C] mixes positions and channels. First exchange the two axes.": (
             _on_grid(

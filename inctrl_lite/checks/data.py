@@ -9,9 +9,9 @@ from inctrl_lite.checks.engine import Exercise, same
 
 
 def _pool(seed: int) -> tuple[list[str], str, int, int]:
-    order = np.random.default_rng(100 + seed).permutation(6 + seed % 3)  # not sorted: the order matters
-    names = [f"nut/{i:02}" for i in order]
-    return names, names[seed], 4, seed
+    rng = np.random.default_rng(100 + seed)
+    names = [f"nut/{i}" for i in rng.permutation([1, 10, 2, 13, 21, 4, 30, 5][: 6 + seed % 3])]  # not sorted
+    return names, "nut/1" if seed % 2 else names[seed], 4, seed  # another name begins with the query's
 
 
 def sample_normals(names: list[str], query: str, shots: int, seed: int) -> list[str]:
@@ -117,6 +117,11 @@ check_sample_normals = Exercise(
         "You sort the drawn names. Keep the order of the draw.": lambda names, query, shots, seed: sorted(
             sample_normals(names, query, shots, seed)
         ),
+        "You leave out every name that contains the name of the query. Compare whole names.": (
+            lambda names, query, shots, seed: sample_normals(
+                [name for name in names if query not in name], query, shots, seed
+            )
+        ),
         "Python's `random` draws other names than numpy's generator: use np.random.default_rng(seed).": (
             lambda names, query, shots, seed: random.Random(seed).sample(_others(names, query), shots)
         ),
@@ -141,7 +146,7 @@ PARTS = ("train", "test")
 
 def _splits(seed: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     rng = np.random.default_rng(seed)
-    values = iter(rng.choice(1000, 72, replace=False).tolist())
+    values = iter((1 + rng.choice(254, 72, replace=False)).tolist())  # as in a picture of eight bits
     train, test = ({f"{part}/{i}": [next(values) for _ in range(5)] for i in range(6)} for part in PARTS)
     if seed:  # the first case is clean
         first, second, third, fourth = (train[f"train/{i}"] for i in range(4))
@@ -154,6 +159,10 @@ def _splits(seed: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
         test["test/6"] = [third[0] + 1, third[1], third[2] - 1, *third[3:]]
         test["test/7"] = [*first, first[-1]]
         test["test/8"] = fourth[:3]
+        test["test/10"] = [*first[:-1], next(values)]
+        train["train/6"] = list(fourth)  # twice in training: its copies in the test split are leaks once
+        train["train/7"], test["test/11"] = [1, 12, *first], [11, 2, *first]  # the same digits in a row
+        test["test/9"] = list(fourth)  # the same leak under another name
     return train, dict(reversed(test.items()))
 
 
@@ -184,6 +193,16 @@ def _alike(summary: Callable) -> Callable:
         return sorted(name for name, pixels in test.items() if summary(pixels) in seen)
 
     return wrong
+
+
+def _named_once_for_each_copy(train, test):
+    return sorted(name for name, pixels in test.items() for other in train.values() if pixels == other)
+
+
+def _keys_of_pixels(train, test):
+    """A dictionary with pixels as keys keeps one name for each picture."""
+    names = {tuple(pixels): name for name, pixels in test.items()}
+    return sorted(names[one] for one in {*map(tuple, train.values())} & {*names})
 
 
 def _by_position(train, test):
@@ -239,6 +258,14 @@ check_find_leaks = Exercise(
         "The names are right, but in the order in which you found them. Sort them.": lambda train, test: [
             name for name in test if name in find_leaks(train, test)
         ],
+        "You name a test image once for each of its copies in training. Name it once.": (
+            _named_once_for_each_copy
+        ),
+        "Two test images can have the same pixels. A dictionary with the pixels as keys keeps the name of "
+        "only one of them.": _keys_of_pixels,
+        "Digits in a row do not say where a pixel ends: 1, 12 and 11, 2 give the same text. Compare "
+        "tuple(pixels).": _alike(lambda pixels: "".join(map(str, pixels))),
+        "You leave out the last pixel. Compare all pixels.": _alike(lambda pixels: tuple(pixels[:-1])),
         "A set of names has no order: return a sorted list.": lambda train, test: set(
             find_leaks(train, test)
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
@@ -54,6 +54,8 @@ class Exercise:
             None: only the first value that differs is shown.
         parts: names of the parts of a tuple that the function returns.
         forbidden: functions that the task forbids; a call of one of them is not accepted.
+        larger: case -> what the task forbids to loop over -> the case with more of it. A right answer must
+            not ask PyTorch for more operations then.
         tolerance: largest absolute difference that counts as equal.
         number: random cases.
     """
@@ -67,6 +69,7 @@ class Exercise:
     explain: Callable[[tuple, Any, Any], str | None] = lambda case, result, right: None
     parts: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
+    larger: Callable[..., Mapping[str, tuple]] = lambda *case: {}
     tolerance: float = 1e-5
     number: int = 4
 
@@ -112,10 +115,27 @@ class Exercise:
             raise CheckFailed(self._diagnose(cases, results, expected))
         if used := sorted(set(self.forbidden) & _names(answer)):
             raise CheckFailed(f"{self.name} calls {used[0]}: write the computation yourself")
+        for looped in self._loops(answer, cases):
+            raise CheckFailed(
+                f"{self.name}: The result is right, but you loop over the {looped}. Treat all of them at "
+                "once."
+            )
         print(f"✓ {self.name}: right on {self.number} random cases")
         if self.run is not _call or all(map(_has_form, results, expected)):
             return answer
         return _converted(answer, expected[0])
+
+    def _loops(self, answer: Callable, cases: list[tuple]) -> Iterator[str]:
+        """What an answer loops over, although the task forbids it."""
+        for case in cases:
+            for what, more in self.larger(*deepcopy(case)).items():
+                counts = []
+                for given in (case, more):
+                    with Operations() as asked:
+                        self.run(answer, *deepcopy(given))
+                    counts.append(asked.number)
+                if counts[1] > counts[0]:
+                    yield what
 
     def _not_attempted(self, strict: bool) -> Callable:
         if strict:
@@ -166,6 +186,16 @@ class Exercise:
             said = None
         said = said or difference(result, right, self.tolerance, self.parts)
         return f"{self.name}: {said}\n  with {self._describe(case)}"
+
+
+class Operations(torch.overrides.TorchFunctionMode):
+    """Counts the operations that PyTorch is asked for."""
+
+    number = 0
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        self.number += 1
+        return function(*arguments, **(named or {}))
 
 
 def _names(answer: Callable) -> set[str]:
@@ -277,6 +307,24 @@ def difference(result: Any, right: Any, tolerance: float = 1e-5, parts: Sequence
     at = f" at {[int(i) for i in first]}" if one.shape else ""
     count = f" ({wrong.sum()} of {wrong.size} values differ)" if one.shape else ""
     return f"returns {one[first]:.6g}{at}, expected {other[first]:.6g}{count}"
+
+
+def no_gradient(*of: str) -> Callable[[tuple, Any, Any], str | None]:
+    """For a loss and its gradients `of` some arguments: that the loss is right, and a gradient is missing."""
+
+    def said(case: tuple, result: Any, right: Any) -> str | None:
+        loss, *gradients = result
+        missing = [name for name, one in zip(of, gradients, strict=True) if one is None]
+        if not missing or not same(loss, right[0], 1e-5):
+            return None
+        names = " and ".join(missing)
+        return (
+            f"the loss is right, but nothing can be learned from it: no gradient reaches {names}. Use "
+            "operations of tensors all the way: no .item(), .detach() or numpy, and no new "
+            "torch.tensor(...), which forgets how its numbers were computed"
+        )
+
+    return said
 
 
 def describe(arguments: Sequence[Any], names: Sequence[str] | None = None) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from inctrl_lite.checks.engine import Exercise, difference, generator
+from inctrl_lite.checks.engine import Exercise, difference, generator, same
 from inctrl_lite.heads import Adapter as LibraryAdapter
 
 # --- the adapter -------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def _with_norm(width: int, reduction: int = 4) -> nn.Module:
 
 
 def _with_fixed_weights(answer: Callable, width: int, reduction: int, x: Tensor):
-    """Sizes of an adapter's parameters, and its output when they hold fixed numbers.
+    """Sizes of an adapter's parameters, and its outputs in both modes when they hold fixed numbers.
 
     Parameters are found by their shapes, so that a student may use other names, another order, plain
     `nn.Parameter`s and transposed matrices.
@@ -79,8 +79,8 @@ def _with_fixed_weights(answer: Callable, width: int, reduction: int, x: Tensor)
         with torch.no_grad():
             for parameter, values in zip(parameters, fill, strict=True):
                 parameter.copy_(values)
-            outputs.append(module.eval()(x))
-    return sizes, min(outputs, key=lambda y: _distance(y, wanted))
+            outputs.append((module.eval()(x), module.train()(x)))
+    return sizes, *min(outputs, key=lambda pair: _distance(pair[0], wanted))
 
 
 def _distance(output: Tensor, wanted: Tensor) -> float:
@@ -102,9 +102,11 @@ class _Hidden(nn.Module):
 def _not_an_adapter(case: tuple, result, right) -> str | None:
     """Whether the matrices or the output are wrong."""
     width, reduction, x = case
-    (shapes, answer), (right_shapes, right_answer) = result, right
+    (shapes, answer, in_training), (right_shapes, right_answer, _) = result, right
     if shapes != right_shapes:
         return f"has parameters of the sizes {shapes}, expected {right_shapes} (each sorted)"
+    if same(answer, right_answer, 1e-5) and not same(in_training, right_answer, 1e-5):
+        return "forward gives other numbers in training mode. Psi has no Dropout and no BatchNorm"
     return f"the parameters have the right sizes, but forward {difference(answer, right_answer)}"
 
 
@@ -250,14 +252,18 @@ def audit(module: nn.Module) -> dict[str, int]:
 
 
 class _Audited(nn.Module):
-    """Frozen, trained and unused layers, and one whose gradient happens to be zero."""
+    """Frozen, trained and unused layers, and one whose gradient happens to be zero.
+
+    In two cases, one of the three kinds does not occur.
+    """
 
     def __init__(self, seed: int):
         super().__init__()
         width = 3 + seed
-        self.backbone = nn.Sequential(nn.Linear(7, width), nn.BatchNorm1d(width)).requires_grad_(False)
+        self.backbone = nn.Sequential(nn.Linear(7, width), nn.BatchNorm1d(width))
+        self.backbone.requires_grad_(seed == 3)
         self.head = nn.Sequential(nn.Linear(width, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 2 + seed))
-        self.unused = nn.BatchNorm1d(width)
+        self.unused = nn.BatchNorm1d(width) if seed != 2 else nn.Identity()
         self.scale = nn.Parameter(torch.ones(2 + seed))
         self.silent = nn.Parameter(torch.ones(4 + seed))
 
@@ -303,7 +309,10 @@ def _in_numbers(case: tuple, result, right: dict[str, int]) -> str | None:
     if not isinstance(result, dict):
         return f"returns a {type(result).__name__}: a dictionary with {', '.join(right)} is expected"
     if result.keys() != right.keys():
-        return f"returns the keys {', '.join(map(str, result))}; expected {', '.join(right)}"
+        return (
+            f"returns the keys {', '.join(map(str, result))}; expected {', '.join(right)}, with 0 where "
+            "there are none"
+        )
     return "; ".join(
         f"counts {result[kind]} numbers as {kind}, expected {right[kind]}"
         for kind in right
@@ -311,15 +320,20 @@ def _in_numbers(case: tuple, result, right: dict[str, int]) -> str | None:
     )
 
 
+def _parts_of_the_module(seed: int) -> str:
+    kind, unused = "trained" if seed == 3 else "frozen", "a BatchNorm that forward never uses, "
+    return (
+        f"a module after a backward pass: a {kind} linear layer and BatchNorm, a head of four layers, "
+        f"{'' if seed == 2 else unused}and two parameters of the module itself, one of which always gets a "
+        "gradient of zero"
+    )
+
+
 check_audit = Exercise(
     solution=audit,
     cases=lambda seed: (seed,),
     run=_audited,
-    inputs=lambda seed: (
-        "a module after a backward pass: a frozen linear layer and BatchNorm, a head of four layers, a "
-        "BatchNorm that forward never uses, and two parameters of the module itself, one of which "
-        "always gets a gradient of zero"
-    ),
+    inputs=_parts_of_the_module,
     explain=_in_numbers,
     mistakes={
         "You count only the parameters of the layers. Those that belong to the module itself are missing: "
@@ -391,7 +405,7 @@ def _layers(seed: int) -> tuple[Tensor, list[Callable], list[Callable]]:
         return lambda x: (x - mean) * factor
 
     linears, norms = [linear(i) for i in range(3)], [norm(i) for i in range(2)]
-    return torch.randn(3 + seed, widths[0], generator=g), linears, norms
+    return torch.randn((3, 1, 5, 6)[seed], widths[0], generator=g), linears, norms
 
 
 def _chain(hidden: Callable[[Tensor, Callable], Tensor], end: Callable[[Tensor], Tensor]) -> Callable:
@@ -433,6 +447,8 @@ check_score_of = Exercise(
         "Return scores [B]: the last axis, which has one number, is still there.": _chain(
             _relu_then_norm, Tensor.sigmoid
         ),
+        "You remove all axes of length 1. With one image the batch axis is then lost, too: squeeze(-1) or "
+        "[:, 0].": _chain(_relu_then_norm, lambda x: x.sigmoid().squeeze()),
         "There is a second sigmoid at the end.": _chain(
             _relu_then_norm, lambda x: x.sigmoid().sigmoid().squeeze(-1)
         ),
@@ -459,6 +475,8 @@ def rank_among_normals(adapter, query: Tensor, support: Tensor) -> tuple[Tensor,
 
 
 def _ranked(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if seed == 4:
+        return _nearly_equal()
     g = generator(30 + seed)
     images, shots, width = ((5, 4), (4, 7), (3, 1), (6, 6))[seed] + (7,)
     support = torch.randn(shots, width, generator=g)
@@ -466,6 +484,27 @@ def _ranked(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     query[0] = support[0]  # a copy: two members with the same length
     down, up = torch.randn(5, width, generator=g), torch.randn(width, 5, generator=g)
     return down / 2, up / 2, query, support
+
+
+def _nearly_equal() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Members around a centre, as an adapter that changes nothing gives them: the query's length is 10.
+
+    A normal image is 0.00005 shorter, which counts; two are 0.0005 shorter, which does not.
+    """
+    centre, axes, shots = torch.full((3,), 26.0), torch.eye(3), 6
+    unit = 10 * shots / (shots + 1)  # the length is (K + 1) / K times the distance from the mean of all
+    nearly, shorter = (unit * (1 - share) for share in (5e-6, 5e-5))
+    offsets = [-nearly * axes[0], shorter * axes[1], -shorter * axes[1], 3 * unit * axes[2]]
+    offsets += [-3 * unit * axes[2], (nearly - unit) * axes[0]]
+    return axes, axes, (centre + unit * axes[0])[None], torch.stack([centre + one for one in offsets])
+
+
+def _more_queries_and_members(down, up, query, support) -> dict[str, tuple]:
+    """The same case with twice as many queries, and with twice as many normal images."""
+    more = {"queries": (down, up, torch.cat([query] * 2), support)}
+    if len(support) > 1:  # an answer may treat K = 1 by itself
+        more["members"] = down, up, query, torch.cat([support] * 2)
+    return more
 
 
 def _joined(own: Tensor, normal: Tensor) -> Tensor:
@@ -510,6 +549,8 @@ def _all_in_one_set(psi, q, p):
 check_rank_among_normals = Exercise(
     solution=rank_among_normals,
     cases=_ranked,
+    larger=_more_queries_and_members,
+    number=5,
     run=lambda answer, down, up, query, support: answer(_psi(down, up), query, support),
     inputs=lambda down, up, query, support: (
         f"a small adapter, query [B, D] = {list(query.shape)}, support [K, D] = {list(support.shape)}"
@@ -555,6 +596,9 @@ check_rank_among_normals = Exercise(
         ),
         "Equal lengths count as well, and so does the query itself: at least as long, not longer.": _ranking(
             share=lambda found: (found > found[:, -1:] + 1e-4).float().mean(1)
+        ),
+        "A length that is smaller than the query's by at most 0.0001 counts as well: lengths are rounded.": (
+            _ranking(share=lambda found: (found >= found[:, -1:]).float().mean(1))
         ),
         "You count the members that are at most as long. An unusual query must get a small share.": _ranking(
             share=lambda found: (found <= found[:, -1:] + 1e-4).float().mean(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inctrl_lite.backbones import Stage
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, generator, same
 from inctrl_lite.residual import patch_residual_map as library_map
 from inctrl_lite.residual import stage_residual_map
 
@@ -106,6 +106,17 @@ check_patch_residual_map = Exercise(
         ),
         "These are dot products, not cosines: normalise the tokens of both sides along their last axis.": (
             _each(_dot_products)
+        ),
+        "Only the tokens of the query have length 1. Normalise those of the normal images as well.": _each(
+            lambda q, s: _dot_products(F.normalize(q, dim=-1), s)
+        ),
+        "Only the tokens of the normal images have length 1. Normalise those of the query as well.": _each(
+            lambda q, s: _dot_products(q, F.normalize(s, dim=-1))
+        ),
+        "You take the absolute value of the cosines. A patch that points in the opposite direction is not "
+        "similar.": _of_cosines(lambda c: c.abs().flatten(-2).amax(-1)),
+        "Brackets are missing: half of (1 - cosine), and not 1 - half of the cosine.": lambda q, s: (
+            0.5 + patch_residual_map(q, s)
         ),
         "You compare each patch only with the patch at the same position. Search all patches of all K "
         "normal images.": _of_cosines(lambda c: c.diagonal(dim1=1, dim2=3).amax(1)),
@@ -210,13 +221,14 @@ def residuals_in_pieces(
 
 
 def _pieces(seed: int) -> tuple[Tensor, Tensor, int]:
-    """`most` is smaller than M alone; larger than N and M; one; smaller than N alone.
+    """`most` is smaller than M alone; larger than N and M; one; smaller than N alone; much larger, twice.
 
     Numbers of patches have no common factor, so that the last piece is smaller. In the second case all
     cosines are negative.
     """
     g = generator(seed)
-    patches, normal, most = ((13, 61, 17), (37, 29, 100), (7, 11, 1), (5, 3, 4))[seed]
+    sizes = ((13, 61, 17), (37, 29, 100), (7, 11, 1), (5, 3, 4), (71, 9, 200), (9, 71, 700))
+    patches, normal, most = sizes[seed]
     query, support = torch.randn(patches, 6, generator=g), torch.randn(normal, 6, generator=g)
     if seed == 1:
         query, support = query.abs(), -support.abs()
@@ -279,7 +291,15 @@ def _said(case: tuple, result: tuple, right: tuple) -> str | None:
         one.shape == other.shape and torch.allclose(one, other.double(), rtol=0, atol=1e-5)
         for one, other in zip(values, right[:2], strict=True)
     )
-    return use.message or None if whole or use.broken == "calls" else None
+    if whole or use.broken == "calls":
+        return use.message or None
+    if len(values) == 2 and not use.broken and same(values[0], right[0], 1e-5):
+        return (
+            "the residuals are right, but the numbers are not. A position inside a piece is not the number "
+            "of a patch: add the number at which the piece begins, and keep the old number where the new "
+            "piece is no better"
+        )
+    return None
 
 
 def _by_pieces(
@@ -346,6 +366,7 @@ check_residuals_in_pieces = Exercise(
     ),
     explain=_said,
     parts=("residuals", "numbers of the nearest patches", "use of compare"),
+    number=6,
     mistakes={
         "You compare everything at once. No call of `compare` may make more than `most` cosines.": (
             _by_pieces(rows=lambda N, M, most: N, columns=lambda rows, M, most: M)
@@ -362,6 +383,14 @@ check_residuals_in_pieces = Exercise(
         ),
         "One cosine for each call is slow. Make the pieces as large as `most` allows.": (
             _by_pieces(rows=lambda N, M, most: 1, columns=lambda rows, M, most: 1)
+        ),
+        "You take one query patch at a time. If `most` is larger than the number of normal patches, a "
+        "piece can have several.": _by_pieces(
+            rows=lambda N, M, most: 1, columns=lambda rows, M, most: min(M, most)
+        ),
+        "You take one normal patch at a time. If `most` is larger than the number of query patches, a "
+        "piece can have several.": _by_pieces(
+            rows=lambda N, M, most: min(N, most), columns=lambda rows, M, most: 1
         ),
         "The cosines are not from `compare`: call it for every piece.": _without_compare,
         "You keep only the last piece. Compare its largest cosine with the largest so far.": _by_pieces(

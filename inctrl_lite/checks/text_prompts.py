@@ -271,7 +271,11 @@ def score_by_defects(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tu
 
 
 def _several(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Prototypes and images that lie close together, so that e^(100 cos) does not fit into float32."""
+    """Prototypes and images that lie close together, so that e^(100 cos) does not fit into float32.
+
+    The last image is opposite to all of them, so that e^(100 cos - 100) is 0 in float32. In the last case the
+    normal sentences are far from all defects, and some images are certain.
+    """
     g = generator(seed)
     base = _unit(torch.randn(9, generator=g))
 
@@ -280,8 +284,12 @@ def _several(seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
         sentences = centre + 0.03 * torch.randn(count, 9, generator=g)
         return (0.2 + 2 * torch.rand(count, 1, generator=g)) * sentences
 
-    normal, defects = near(6), [near(count) for count in ((4, 2, 7), (5,), (3, 3, 1, 8), (2, 6))[seed]]
+    normal, defects = (
+        near(6) * (-1 if seed == 3 else 1),
+        [near(count) for count in ((4, 2, 7), (5,), (3, 3, 1, 8), (2, 6))[seed]],
+    )
     query = base + 0.08 * torch.randn(5 + seed, 9, generator=g)
+    query[-1] *= -1
     return (0.3 + torch.rand(len(query), 1, generator=g)) * query, normal, defects
 
 
@@ -304,6 +312,10 @@ def _scored(rule: Callable[[Tensor, Tensor], Tensor], named: Callable = lambda c
 def _mean_weight(n: Tensor, a: Tensor) -> Tensor:
     """The right score."""
     return (a.logsumexp(1) - torch.tensor(float(a.shape[1])).log() - n).sigmoid()
+
+
+def _of_weights(n: Tensor, a: Tensor) -> Tensor:
+    return a.mean(1) / (n + a.mean(1))
 
 
 def _one_prototype(query: Tensor, normal: Tensor, defects: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -347,6 +359,9 @@ check_score_by_defects = Exercise(
         "differences of the exponents, or with torch.logsumexp.": _scored(
             lambda n, a: a.exp().mean(1) / (n.exp() + a.exp().mean(1))
         ),
+        "You subtract the same number for every image: 100, or the largest exponent of the batch. Where all "
+        "cosines are small, every weight is then 0 in float32, and 0 / 0 is nan. Subtract the largest "
+        "exponent of EACH image.": _scored(lambda n, a: _of_weights((n - 100).exp(), (a - 100).exp())),
         "You add the weights of the defects, so that a longer list of defects makes every image more "
         "anomalous. The defects share one half: average their weights.": _scored(
             lambda n, a: (a.logsumexp(1) - n).sigmoid()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, difference, generator
+from inctrl_lite.checks.engine import Exercise, Operations, difference, generator
 
 # --- the forward pass --------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def _one_off(which: int) -> Callable[[Tensor], Tensor]:
     """A model that is a little wrong for one image of a batch."""
 
     def score(x: Tensor) -> Tensor:
-        wrong = torch.arange(len(x)) == which % len(x)
+        wrong = torch.arange(len(x)) == (which if which >= 0 else len(x) + which)
         return _sound(x) + 2e-4 * wrong * (len(x) > 1)
 
     return score
@@ -238,6 +238,8 @@ MODELS: dict[str, Callable[[Tensor], Tensor]] = {
     "size": lambda x: _sound(x) - 0.1 * len(x),
     "earlier": _earlier_ones_added,
     "second": _one_off(1),
+    "third": _one_off(2),
+    "large": lambda x: 50 + _sound(x) + 1e-3 * (len(x) > 1),
     "last": _one_off(-1),
 }
 
@@ -273,6 +275,9 @@ TOLD = {
     "size": "depends on the number of images",
     "earlier": "adds a part of the scores of the images before",
     "second": "is wrong for one image, the second",
+    "third": "is wrong for one image, the third",
+    "large": "changes scores of about 50 by 0.001, with a tolerance of 0.0001: the change itself counts, "
+    "and not its share of the score",
     "last": "is wrong for one image, the last",
     "loose tolerance": "changes a score by 0.0002, with a tolerance of 0.01: use the argument `tolerance`",
     "strict tolerance": "changes scores by 1e-6, with a tolerance of 1e-8: use the argument `tolerance`",
@@ -357,6 +362,11 @@ check_is_batch_invariant = Exercise(
         ),
         "You compare the mean change, which is nearly 0 if one image of many is wrong. Take the maximum.": (
             lambda score, x, tolerance=1e-4: bool(_changes(score, x).abs().mean() <= tolerance)
+        ),
+        "You divide the changes by the scores. The tolerance belongs to the change itself.": (
+            lambda score, x, tolerance=1e-4: bool(
+                (_changes(score, x).abs() <= tolerance * _alone(score, x).abs()).all()
+            )
         ),
         "You compare only the mean scores. Scores that changed places have the same mean.": (
             lambda score, x, tolerance=1e-4: bool(_changes(score, x).mean().abs() <= tolerance)
@@ -484,16 +494,6 @@ def _mixed_case(seed: int) -> tuple[Tensor, ...]:
     return query, tokens, support, support_tokens, real, words, down, up, torch.randn(D, generator=g)
 
 
-class _Counted(torch.overrides.TorchFunctionMode):
-    """How many operations PyTorch is asked for."""
-
-    number = 0
-
-    def __torch_function__(self, function, types, arguments=(), named=None):
-        self.number += 1
-        return function(*arguments, **(named or {}))
-
-
 LOOP = "the same work for twice the queries"
 
 
@@ -503,7 +503,7 @@ def _mixed_run(answer: Callable, *case: Tensor) -> dict:
     parts, counts, scores = _parts(down, up, weights), [], []
     for times in (1, 2):
         batch = [torch.cat([tensor] * times) for tensor in given]
-        with _Counted() as counted:
+        with Operations() as counted:
             scores.append(answer(*batch, *parts))
         counts.append(counted.number)
         for one, tensor in zip(batch, given, strict=True):  # the engine sees the case alone

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, generator, no_gradient
 
 
 def _embeddings(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,11 +25,11 @@ def _pairs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _loss_and_gradient(answer, image: Tensor, text: Tensor, scale: Tensor, same_text: Tensor):
-    image = image.clone().requires_grad_()
-    loss = answer(image, text, scale, same_text)
+    learned = image.clone().requires_grad_(), text.clone().requires_grad_(), scale.clone().requires_grad_()
+    loss = answer(*learned, same_text)
     if not (isinstance(loss, Tensor) and loss.requires_grad):
-        return loss, None
-    return loss, torch.autograd.grad(loss.sum(), image)[0]
+        return loss, None, None, None
+    return loss, *torch.autograd.grad(loss.sum(), learned, allow_unused=True)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same_text: Tensor) -> Tensor:
@@ -99,8 +99,15 @@ check_contrastive_loss = Exercise(
     library=_library,
     cases=_pairs,
     run=_loss_and_gradient,
-    parts=("loss", "gradient of the pictures"),
+    parts=("loss", "gradient of the pictures", "gradient of the captions", "gradient of the scale"),
+    explain=no_gradient("the pictures", "the captions", "the scale"),
     mistakes={
+        "The pictures have any length: normalise them along their last axis, like the captions.": (
+            lambda i, t, s, same: _not_normalised(i, F.normalize(t, dim=-1), s, same)
+        ),
+        "The captions have any length: normalise them along their last axis, like the pictures.": (
+            lambda i, t, s, same: _not_normalised(F.normalize(i, dim=-1), t, s, same)
+        ),
         "The loss is a plain number without a gradient, so nothing can be learned from it. Use tensors "
         "only, without .item(), .detach() or numpy.": lambda i, t, s, same: contrastive_loss(
             i, t, s, same
@@ -234,7 +241,10 @@ def contrastive_gradient(logits: Tensor, same_text: Tensor) -> tuple[Tensor, flo
 
 
 def _logit_cases(seed: int) -> tuple[Tensor, Tensor]:
-    """Logits of the four embedding cases; then very large and very small ones, and one pair alone."""
+    """Logits of the four embedding cases; then very large and very small ones, and one pair alone.
+
+    In the last case, a row lies far below the largest logit: exp(-800) is 0.
+    """
     if seed < 4:
         image, text, same_text = _embeddings(seed)
         cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
@@ -244,7 +254,12 @@ def _logit_cases(seed: int) -> tuple[Tensor, Tensor]:
         cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
         # exp(900) is infinite; and an excluded logit of -100 would be the largest
         return 900 * cosines if seed == 4 else 300 * cosines - 500, same_text
-    return torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[True]])
+    if seed == 6:
+        return torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([[True]])
+    image, text, same_text = _embeddings(1)
+    cosines = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    rows, columns = [0, 400, -400, 150, 60, -150], [-90, 45, 90, -225, 225, 0]
+    return 5 * cosines + torch.tensor(rows)[:, None] + torch.tensor(columns), same_text
 
 
 def _shown(logits: Tensor, same_text: Tensor, hidden: float = -torch.inf) -> Tensor:
@@ -290,11 +305,13 @@ def _all_pairs_right(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
     return found, (found * logits).sum().item()
 
 
-def _without_overflow_care(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
+def _without_overflow_care(
+    logits: Tensor, same_text: Tensor, given: Tensor | None = None
+) -> tuple[Tensor, float]:
     e = _shown(logits, same_text).exp()
     own = torch.eye(len(e)).to(e)
     found = (e / e.sum(1, keepdim=True) + e / e.sum(0, keepdim=True) - 2 * own) / (2 * len(e))
-    return found, (found * logits).sum().item()
+    return found, (found * (logits if given is None else given)).sum().item()
 
 
 def _times_hidden(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
@@ -305,7 +322,7 @@ def _times_hidden(logits: Tensor, same_text: Tensor) -> tuple[Tensor, float]:
 check_contrastive_gradient = Exercise(
     solution=contrastive_gradient,
     cases=_logit_cases,
-    number=7,
+    number=8,
     tolerance=1e-4,
     parts=("gradient of the logits", "derivative with respect to tau"),
     forbidden=("backward", "grad", "autograd", "requires_grad_", "requires_grad", "jacrev", "jacobian"),
@@ -316,6 +333,12 @@ check_contrastive_gradient = Exercise(
         "(row) as well.": _by_hand(lambda z, own, m: (z.softmax(0) - own) / m),
         "Only half of the gradient is there: rows without columns. And the factor 1 / (2m) belongs to both "
         "together.": _by_hand(lambda z, own, m: (z.softmax(1) - own) / (2 * m)),
+        "Only half of the gradient is there: columns without rows. And the factor 1 / (2m) belongs to both "
+        "together.": _by_hand(lambda z, own, m: (z.softmax(0) - own) / (2 * m)),
+        "You subtract the largest of ALL logits. In a row or column whose logits are all far below it, every "
+        "exponential is 0, and 0 / 0 is nan. Each row and each column needs its own largest logit.": (
+            lambda z, same: _without_overflow_care(z - z.max(), same, z)
+        ),
         "You add both directions. The loss is their mean, so the factor is 1 / (2m).": _by_hand(
             lambda z, own, m: 2 * _rows_and_columns(z, own, m)
         ),

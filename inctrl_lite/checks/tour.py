@@ -53,10 +53,25 @@ def decide(score: Callable, normals: list, queries: list) -> tuple[float, list[b
     return threshold, [score(normals, query) > threshold for query in queries]
 
 
-def _photographs(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _nearest(normals: Any, image: Any) -> float:
+    return float(min(np.abs(image - one).mean() for one in normals))
+
+
+NEAREST = "the distance to the nearest normal image"
+NEGATIVE = "the distance to the nearest normal image minus 50, so that all scores are below 0"
+MEAN = "the distance to the mean of the normal images"
+SCORES: dict[str, Callable[[Any, Any], float]] = {
+    NEAREST: _nearest,
+    NEGATIVE: lambda normals, image: _nearest(normals, image) - 50,
+    MEAN: lambda normals, image: float(np.abs(image - np.mean(list(normals), axis=0)).mean()),
+}
+
+
+def _photographs(seed: int) -> tuple[list[np.ndarray], list[np.ndarray], str]:
     """Normal images and queries, as small arrays: among the queries a copy, and one exactly at the threshold.
 
-    One normal image is in the list twice (seed 1), so that each of the two finds the other.
+    One normal image is in the list twice (seed 1), so that each of the two finds the other. In the last two
+    cases the scores are others: all below zero, and the distance to the mean of the normal images.
     """
     rng = np.random.default_rng(seed)
     normals = list(rng.normal(size=(4 + seed, 3)))
@@ -66,20 +81,23 @@ def _photographs(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     if seed == 3:  # the score of a query is the threshold itself
         normals = [np.full(3, value) for value in (0.0, 1.0, 2.0, 4.0)]
         queries = [np.full(3, value) for value in (-2.0, 0.5, 6.0, 6.5, 3.0, -2.5)]
-    return normals, [*queries, normals[-1].copy()]
+    if seed == 5:  # the scores of some queries are just above the threshold
+        centre, ends = np.mean(normals, axis=0), np.eye(3)
+        limit = max(SCORES[MEAN](normals[:i] + normals[i + 1 :], normals[i]) for i in range(len(normals)))
+        queries += [centre + 3 * 1.01 * limit * sign * end for end in ends for sign in (-1, 1)]
+    return normals, [*queries, normals[-1].copy()], (NEAREST, NEAREST, NEAREST, NEAREST, NEGATIVE, MEAN)[seed]
 
 
-def _score(normals: Any, image: Any) -> float:
-    """Distance to the nearest of the normal images, a list or an array of them."""
-    if isinstance(normals, np.ndarray) and normals.ndim < 2:
-        raise TypeError("score(normals, image): the first argument is a list of images")
-    if not len(normals):
-        raise ValueError("score got no normal images")
-    return float(min(np.abs(image - one).mean() for one in normals))
+def _decided(answer: Callable, normals: list, queries: list, name: str) -> Any:
+    def score(normals: Any, image: Any) -> float:
+        """The score of an image, given a list or an array of normal images."""
+        if isinstance(normals, np.ndarray) and normals.ndim < 2:
+            raise TypeError("score(normals, image): the first argument is a list of images")
+        if not len(normals):
+            raise ValueError("score got no normal images")
+        return SCORES[name](normals, image)
 
-
-def _decided(answer: Callable, normals: list, queries: list) -> Any:
-    return answer(_score, normals, queries)
+    return answer(score, normals, queries)
 
 
 def _left_out(score: Callable, normals: list) -> list[float]:
@@ -109,7 +127,10 @@ check_decide = Exercise(
     cases=_photographs,
     run=_decided,
     parts=("threshold", "decisions"),
-    inputs=lambda normals, queries: f"{len(normals)} normal images and {len(queries)} queries",
+    inputs=lambda normals, queries, name: (
+        f"{len(normals)} normal images and {len(queries)} queries; the score is {name}"
+    ),
+    number=6,
     mistakes={
         "You score a normal image against a list that contains it. It finds itself and looks perfectly "
         "normal. Leave it out.": _with(lambda f, n, q: max(f(n, one) for one in n)),
@@ -130,6 +151,8 @@ check_decide = Exercise(
         "You leave out only the last normal image. Leave out each of them once.": _with(
             lambda f, n, q: _left_out(f, n)[-1]
         ),
+        "The largest score so far begins at 0. Scores may all be below 0: begin with a score, or with minus "
+        "infinity.": _with(lambda f, n, q: max([0.0, *_left_out(f, n)])),
         "You compare each normal image with only one other. Compare it with ALL others.": _with(
             lambda f, n, q: max(f([n[i - 1]], n[i]) for i in range(len(n)))
         ),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator, same
+from inctrl_lite.checks.engine import Exercise, generator, no_gradient, same
 from inctrl_lite.losses import focal_loss as library_focal_loss
 
 
@@ -26,7 +26,7 @@ def _loss_and_gradient(answer, scores: Tensor, labels: Tensor, gamma: float):
     loss = answer(scores, labels, gamma)
     if not (isinstance(loss, Tensor) and loss.requires_grad):
         return loss, None
-    return loss, torch.autograd.grad(loss.sum(), scores)[0]
+    return loss, torch.autograd.grad(loss.sum(), scores, allow_unused=True)[0]
 
 
 def focal_loss(scores: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
@@ -61,6 +61,7 @@ check_focal_loss = Exercise(
     cases=_scores,
     run=_loss_and_gradient,
     parts=("loss", "gradient of the scores"),
+    explain=no_gradient("the scores"),
     mistakes={
         "The loss is a plain number without a gradient, so nothing can be learned from it. Use tensors "
         "only, without .item(), .detach() or numpy.": lambda s, y, gamma: focal_loss(s, y, gamma).item(),
@@ -120,6 +121,9 @@ check_loss_range = Exercise(
         "p.": (lambda label, gamma: loss_range(1, gamma)),
         "The labels are exchanged: 1 is anomalous.": lambda label, gamma: loss_range(1 - label, gamma),
         "This is cross-entropy: the weight (1 - p_t) ** gamma is missing.": _without_weight,
+        "gamma is always 2: use the argument.": lambda label, gamma: loss_range(label, 2.0),
+        "The smallest and the largest loss of both kinds together are not asked for. Each label has its own "
+        "range.": lambda label, gamma: (loss_range(0, gamma)[0], loss_range(0, gamma)[1]),
         "Return the smallest loss first. You return the loss at score 0 and then the loss at score 1, and "
         "for label 1 the first one is larger.": lambda label, gamma: loss_range(label, gamma)[
             :: -1 if label else 1
@@ -155,7 +159,17 @@ check_pair_loss = Exercise(
     cases=_pair_scores,
     run=_loss_and_gradients,
     parts=("loss", "gradient of the normal scores", "gradient of the anomalous scores"),
+    explain=no_gradient("the normal scores", "the anomalous scores"),
     mistakes={
+        "The scores can be any real numbers, and the sigmoid belongs to their difference alone. You apply "
+        "one to each score first.": lambda n, a: pair_loss(n.sigmoid(), a.sigmoid()),
+        "You take the mean before the logarithm. Each pair has its own logarithm; the mean comes last.": (
+            lambda n, a: -(a - n).sigmoid().mean().log()
+        ),
+        "You take the mean of the differences first. Each pair has its own sigmoid and logarithm; the mean "
+        "comes last.": lambda n, a: -(a - n).mean().sigmoid().log(),
+        "The logarithm is missing.": lambda n, a: -(a - n).sigmoid().mean(),
+        "The sigmoid is missing: a difference is no probability.": lambda n, a: (n - a).mean(),
         "The pairs are the wrong way around: the *anomalous* image is to have the larger score.": (
             lambda n, a: pair_loss(a, n)
         ),

@@ -200,6 +200,13 @@ def test_what_is_said_of_an_answer_can_be_an_exercises_own(answer, message):
             "of a model that is wrong for one image, the third",
         ),
         (
+            checks.check_is_batch_invariant,
+            lambda score, x, tolerance=1e-4: bool(
+                (score(x) - torch.cat([score(one[None]) for one in x])).norm() <= tolerance
+            ),
+            "No SINGLE score may change",
+        ),
+        (
             checks.check_audit,
             lambda m: {k: v for k, v in checks.check_audit.solution(m).items() if v},
             "returns the keys trained, frozen; expected trained, dead, frozen, with 0 where there are none",

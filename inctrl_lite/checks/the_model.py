@@ -240,6 +240,7 @@ MODELS: dict[str, Callable[[Tensor], Tensor]] = {
     "second": _one_off(1),
     "third": _one_off(2),
     "large": lambda x: 50 + _sound(x) + 1e-3 * (len(x) > 1),
+    "all a little": lambda x: _sound(x) + 6e-5 * (len(x) > 1),
     "last": _one_off(-1),
 }
 
@@ -278,6 +279,7 @@ TOLD = {
     "third": "is wrong for one image, the third",
     "large": "changes scores of about 50 by 0.001, with a tolerance of 0.0001: the change itself counts, "
     "and not its share of the score",
+    "all a little": "changes every score by 0.00006, with a tolerance of 0.0001: no single change is larger",
     "last": "is wrong for one image, the last",
     "loose tolerance": "changes a score by 0.0002, with a tolerance of 0.01: use the argument `tolerance`",
     "strict tolerance": "changes scores by 1e-6, with a tolerance of 1e-8: use the argument `tolerance`",
@@ -362,6 +364,12 @@ check_is_batch_invariant = Exercise(
         ),
         "You compare the mean change, which is nearly 0 if one image of many is wrong. Take the maximum.": (
             lambda score, x, tolerance=1e-4: bool(_changes(score, x).abs().mean() <= tolerance)
+        ),
+        "`allclose` also allows 1e-5 of the value itself. Write rtol=0, so that only `tolerance` counts.": (
+            lambda score, x, tolerance=1e-4: torch.allclose(score(x), _alone(score, x), atol=tolerance)
+        ),
+        "You add the changes. No SINGLE score may change by more than the tolerance: take the largest.": (
+            lambda score, x, tolerance=1e-4: bool(_changes(score, x).abs().sum() <= tolerance)
         ),
         "You divide the changes by the scores. The tolerance belongs to the change itself.": (
             lambda score, x, tolerance=1e-4: bool(

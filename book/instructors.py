@@ -36,9 +36,7 @@ def notes_page(notebooks: Path) -> str:
         sections = re.findall(r"^## (.+)$", "\n".join(text), flags=re.M)
         plan = [section for section in sections if not section.startswith(FRAME)]
         parts.append("**Plan for the board**\n\n" + "\n".join(f"1. {section}" for section in plan))
-        tasks = re.findall(
-            r"^## Exercise ([\w.]+): (.+)\n\n\*\*Difficulty\*\* (●+○*) · \*\*(.+?)\*\*", "\n".join(text), re.M
-        )
+        tasks = re.findall(TASK, "\n".join(text), re.M)
         names = [name for name in re.findall(r"checks\.check_(\w+)\(", code) if name in known]
         for (number, what, dots, time), name in zip(tasks, dict.fromkeys(names), strict=True):
             hints = [f"- {escaped(hint)}" for hint in known[name].mistakes]

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score as hidden
 
 from inctrl_lite.checks import CheckFailed, exercises
+from inctrl_lite.metrics import auroc
 
 KEYS = {name: exercise.solution for name, exercise in exercises().items()}
 
@@ -368,6 +370,60 @@ def rank_by_query(adapter, query, support):
     return [torch.cat(part) for part in zip(*found, strict=True)]
 
 
+def with_a_helper(labels, scores):
+    return hidden(labels, scores)
+
+
+# --- a second reader's answers ------------------------------------------------------------------------
+
+
+def f1_by_a_curve(masks, maps):
+    """Precision and recall are both 0 while only false alarms are found: their harmonic mean is 0 / 0."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
+    with np.errstate(invalid="ignore"):
+        return float((2 * precision * recall / (precision + recall)).max())
+
+
+def f1_by_counting_levels(masks, maps):
+    levels, which = np.unique(maps, return_inverse=True)
+    found = np.bincount(which.ravel(), minlength=len(levels))[::-1].cumsum()
+    hits = np.bincount(which.ravel(), weights=masks.ravel(), minlength=len(levels))[::-1].cumsum()
+    return (2 * hits / (found + masks.sum())).max()
+
+
+def graphs_kept(loss, parameters, parts):
+    total, queries = 0, 0
+    for part in parts:
+        if part:
+            gradients = torch.autograd.grad(loss(part), parameters, create_graph=True)
+            total, queries = total + len(part) * joined(gradients), queries + len(part)
+    return total / queries
+
+
+def rank_by_throws(n, rate, confidence):
+    counts = np.random.default_rng(0).binomial(n, rate, 20_000)
+    return int(np.quantile(counts, 1 - confidence, method="lower"))
+
+
+def rank_by_sums(n, rate, confidence):
+    logarithm, total, rank = n * np.log1p(-rate), 0.0, 0
+    while rank < n and 1 - (total := total + np.exp(logarithm)) >= confidence:
+        rank += 1
+        logarithm += np.log((n - rank + 1) / rank) + np.log(rate) - np.log1p(-rate)
+    return rank
+
+
+def score_in_float64(query, bank, b):
+    query, bank = query.double().numpy(), bank.double().numpy()
+    distances = np.linalg.norm(query[:, None] - bank, axis=-1)
+    i = distances.min(1).argmax()
+    j = distances[i].argmin()
+    near = np.argsort(np.linalg.norm(bank - bank[j], axis=1))[:b]
+    return distances[i, j] * (1 - 1 / np.exp(distances[i][near] - distances[i, j]).sum())
+
+
 RIGHT = {
     "tokens_on_grid": [
         tokens_with(all_positions),
@@ -386,6 +442,10 @@ RIGHT = {
             *case, at_least=lambda x: (x > x[:, -1:]) | torch.isclose(x, x[:, -1:], rtol=0, atol=1e-4)
         ),
     ],
+    "largest_pixel_f1": [f1_by_counting_levels],
+    "rank_with_guarantee": [rank_by_sums],
+    "patchcore_score": [score_in_float64],
+    "normals_needed": [lambda rate, confidence: np.ceil(np.log1p(-confidence) / np.log1p(-rate) - 1e-9)],
     "contrastive_gradient": [
         gradient_by_numpy,
         gradient_by_logarithms,
@@ -426,6 +486,16 @@ WRONG = {
             lambda *case: rank_by_einsum(*case, at_least=lambda x: x >= x[:, -1:] * (1 - 1e-4)),
             "for the shares, returns",
         ),
+    ],
+    "largest_pixel_f1": [(f1_by_a_curve, "returns nan, expected")],
+    "rank_with_guarantee": [
+        (rank_by_throws, r"returns rank \d+. It keeps the rate with the probability 0.\d{6}"),
+        (lambda n, *rest: min(KEYS["rank_with_guarantee"](n, *rest), 100), "returns rank 100"),
+    ],
+    "auroc": [
+        (lambda y, s: auroc(y, s), "calls inctrl_lite.metrics"),
+        (lambda y, s: hidden(y, s), "calls roc_auc_score"),
+        (lambda y, s: with_a_helper(y, s), "calls roc_auc_score"),
     ],
     "contrastive_gradient": [
         (gradient_by_autograd, "calls backward"),
@@ -469,6 +539,7 @@ WRONG = {
             "reports copies, which this score does not break\n  with a score that averages",
         ),
         (properties(scale=lambda f, q, s: f(q + 3, s + 3)), "reports scale, which"),
+        (properties(scale=lambda f, q, s: f(q * 2, s * 3)), "reports scale, which"),
         (properties(scale=lambda f, q, s: f(q.mul_(3), s.mul_(3))), "in place"),
         (
             properties(alone=lambda f, q, s: torch.stack([f(*one) for one in zip(q, s, strict=True)])),
@@ -486,6 +557,7 @@ WRONG = {
         (ap_by_the_library, "calls average_precision_score"),
     ],
     "accumulated_gradient": [
+        (graphs_kept, "can be differentiated again"),
         (in_parts(lambda n: n**0.5, joined), "returns .* expected .*values differ"),
         (in_parts(lambda n: n, lambda g: joined(g[::-1])), "returns .* expected .*values differ"),
         (in_parts(lambda n: n, lambda g: joined([one.t() if one.ndim else one for one in g])), "expected"),
@@ -510,6 +582,21 @@ def test_a_right_answer_in_any_style_passes(name, answer):
 def test_another_wrong_answer_is_told_what_is_wrong(name, answer, message):
     with pytest.raises(CheckFailed, match=message):
         exercises()[name](answer)
+
+
+LOSSES = {
+    "two_channel_focal_loss": lambda c, m, g: KEYS["two_channel_focal_loss"](c.detach(), m, g),
+    "dice_loss": lambda maps, masks: KEYS["dice_loss"](maps, masks).item(),
+    "one_class_loss": lambda maps, labels: KEYS["one_class_loss"](torch.tensor(maps.numpy()), labels),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_without_a_gradient_passes_with_a_remark(name, capsys):
+    exercises()[name](LOSSES[name])
+    assert "no gradient passes" in capsys.readouterr().out
+    exercises()[name](KEYS[name])
+    assert "no gradient" not in capsys.readouterr().out
 
 
 def test_ap_taken_together_is_the_librarys():

@@ -63,14 +63,19 @@ class Method(ABC):
     Attributes:
         source: where it comes from.
         needs: what the backbone must provide beside image features (`backbones.base.TEXT`, `WINDOWS`).
-        is_trained: it learns on the auxiliary data set first (`train`).
+        is_trained: `train` comes before `fit`.
+        learns: it learns on the auxiliary data set.
     """
 
-    source: ClassVar[str]
+    source: str
     needs: ClassVar[frozenset[str]] = frozenset()
     is_trained: ClassVar[bool] = False
     _fitted: bool = False
     _ready: bool = False
+
+    @property
+    def learns(self) -> bool:
+        return self.is_trained
 
     def train(self: M, auxiliary: Auxiliary, seed: int = 0) -> M:
         """Learn on the auxiliary data set. Does nothing for a method that needs no training."""

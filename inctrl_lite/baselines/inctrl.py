@@ -35,6 +35,7 @@ from inctrl_lite.training import MaskReader, load_episodes, prototypes_of
 
 BATCH_SIZE = 48
 MASK_SIDE = 120
+SOURCES = {"paper": "InCTRL (Zhu & Pang, CVPR 2024)", "v2": "InCTRLv2 (2026), as third parties describe it"}
 
 
 class InCTRLMethod(Method):
@@ -48,7 +49,6 @@ class InCTRLMethod(Method):
         model: a model that is trained already.
     """
 
-    source = "Zhu & Pang, CVPR 2024"
     is_trained = True
 
     def __init__(
@@ -60,9 +60,14 @@ class InCTRLMethod(Method):
         model: InCTRL | None = None,
     ):
         self.head, self.terms, self.augment, self.learn = head, terms, augment, learn
+        self.source = SOURCES.get(head, "this package")
         self._ready = model is not None
         if model is not None:
             self.model = model.eval()
+
+    @property
+    def learns(self) -> bool:
+        return self.learn
 
     def _train(self, auxiliary: Auxiliary, seed: int) -> None:
         backbone = auxiliary.backbone

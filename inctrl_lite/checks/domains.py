@@ -15,6 +15,8 @@ def _draws(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     labels = rng.permutation(np.repeat([0, 1], [normal, anomalous]))
     shared = rng.normal(labels, 1.0)
     ours, rival = shared + 0.6 * labels + 0.3 * rng.normal(size=len(labels)), shared
+    if seed == 2:  # coarse: many ties
+        ours, rival = ours.round(), rival.round()
     classes = [np.flatnonzero(labels == label) for label in (0, 1)]
     picks = [np.concatenate([rng.choice(members, len(members)) for members in classes]) for _ in range(60)]
     return labels, ours, rival, np.stack(picks)
@@ -53,6 +55,15 @@ def _around_zero(labels, ours, rival, picks) -> tuple[float, float]:
     return _ends(gaps - gaps.mean())
 
 
+def _of_the_mean(gaps: np.ndarray, ddof: int = 1, n: int | None = None) -> tuple[float, float]:
+    half = 1.96 * gaps.std(ddof=ddof) / np.sqrt(n or len(gaps))
+    return float(gaps.mean() - half), float(gaps.mean() + half)
+
+
+def _won(labels: np.ndarray, scores: np.ndarray) -> float:
+    return float((scores[labels == 1][:, None] > scores[labels == 0]).mean())
+
+
 check_paired_interval = Exercise(
     solution=paired_interval,
     cases=_draws,
@@ -78,6 +89,22 @@ check_paired_interval = Exercise(
             float(v) for v in np.quantile(_values(y, a, p) - _values(y, b, p), [0.05, 0.95])
         ),
         "Your interval lies around 0. Do not subtract the mean of the differences.": _around_zero,
+        "The ends are exchanged: the lower one comes first.": lambda y, a, b, p: paired_interval(y, a, b, p)[
+            ::-1
+        ],
+        "You draw the images for one method only. Use the same draw for both, then subtract.": (
+            lambda y, a, b, p: _ends(_values(y, a, p) - auroc(y, b))
+        ),
+        "This is the interval of the mean difference over the repetitions, which shrinks if you repeat more. "
+        "Take the quantiles of the differences.": lambda y, a, b, p: _of_the_mean(
+            _values(y, a, p) - _values(y, b, p)
+        ),
+        "This is 1.96 standard deviations around the mean. Take the quantiles of the differences.": (
+            lambda y, a, b, p: _of_the_mean(_values(y, a, p) - _values(y, b, p), 0, 1)
+        ),
+        "A tie of two scores counts 1/2 in an AUROC.": lambda y, a, b, p: _ends(
+            np.array([_won(y[q], a[q]) - _won(y[q], b[q]) for q in p])
+        ),
         "You do not draw the labels together with the scores. Use the same indices for all "
         "three.": lambda y, a, b, p: _ends(np.array([auroc(y, a[q]) - auroc(y, b[q]) for q in p])),
     },
@@ -88,10 +115,13 @@ def _table(seed: int) -> tuple[pd.DataFrame, str]:
     rng = np.random.default_rng(seed)
     methods = ["ours", *(f"rival {i}" for i in range(2 + seed))]
     values = rng.uniform(0.5, 1.0, (4 + seed, len(methods)))
+    if seed == 3:  # the best median is not the best mean
+        values[:, 1], values[:, 2], values[-1, 1] = 0.9, 0.85, 0.2
     values[:, 0] = values[:, 1:].mean(1) + 0.12
     values[0, 0] = values[0, 1:].max()  # a tie
     index = [f"set {i}" for i in range(len(values))]
-    return pd.DataFrame(values.clip(0, 1), index, methods), "ours"
+    table = pd.DataFrame(values.clip(0, 1), index, methods)
+    return table[np.roll(methods, seed).tolist()], "ours"  # our column is not always the first
 
 
 def margins(table: pd.DataFrame, ours: str) -> dict[str, float]:
@@ -136,6 +166,26 @@ check_margins = Exercise(
         '"one rival" is the weakest on average. Take the strongest.': _changed(
             **{"one rival": lambda t, o: (t[o] - _rivals(t, o)[_rivals(t, o).mean().idxmin()]).mean()}
         ),
+        '"one rival": choose the rival by its mean over the data sets, not by its median.': _changed(
+            **{"one rival": lambda t, o: (t[o] - _rivals(t, o)[_rivals(t, o).median().idxmax()]).mean()}
+        ),
+        "Our method is the column with the given name, and not always the first one.": lambda t, o: margins(
+            t, t.columns[0]
+        ),
+        '"each best" is the margin to the mean of the rivals. Take the largest of each row.': _changed(
+            **{"each best": lambda t, o: (t[o] - _rivals(t, o).mean(axis=1)).mean()}
+        ),
+        '"each best": you take the largest value of each column. Take the largest of each row.': _changed(
+            **{"each best": lambda t, o: t[o].mean() - _rivals(t, o).max(axis=0).mean()}
+        ),
+        '"one rival" and "each best" are exchanged.': lambda t, o: {
+            "one rival": margins(t, o)["each best"],
+            "each best": margins(t, o)["one rival"],
+            "ahead": margins(t, o)["ahead"],
+        },
+        '"ahead" is a share between 0 and 1, not in percent.': _changed(
+            ahead=lambda t, o: 100 * margins(t, o)["ahead"]
+        ),
         '"one rival" is the mean of all rivals. Choose one of them.': _changed(
             **{"one rival": lambda t, o: (t[o] - _rivals(t, o).mean(axis=1)).mean()}
         ),
@@ -163,9 +213,11 @@ check_margins = Exercise(
 
 def _support_draws(seed: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
-    labels = np.repeat([0, 1], [12 + seed, 9])
+    labels = rng.permutation(np.repeat([0, 1], [12 + seed, 9]))
     untrained = rng.normal(labels, 1.2, (3 + seed % 2, len(labels)))
     trained = untrained + 0.7 * labels + 0.5 * rng.normal(size=untrained.shape)
+    if seed == 2:  # coarse: many ties
+        trained, untrained = trained.round(), untrained.round()
     classes = [np.flatnonzero(labels == label) for label in (0, 1)]
     picks = np.stack([np.concatenate([rng.choice(c, len(c)) for c in classes]) for _ in range(40)])
     return labels, trained, untrained, picks, rng.integers(0, len(trained), (40, len(trained)))
@@ -209,6 +261,18 @@ def _with(ends: Callable[..., np.ndarray], levels: tuple[float, float] = (0.025,
     return wrong
 
 
+def _by(gain: Callable[[np.ndarray, np.ndarray, np.ndarray], float]) -> Callable:
+    """A wrong answer: another gain of labels [n] and the scores [S, n] of the drawn support sets."""
+
+    def wrong(labels, trained, untrained, picks, draws):
+        pairs = zip(picks, draws, strict=True)
+        found = [gain(labels[p], trained[d][:, p], untrained[d][:, p]) for p, d in pairs]
+        low, high = np.quantile(found, [0.025, 0.975])
+        return gain(labels, trained, untrained), float(low), float(high)
+
+    return wrong
+
+
 check_training_gain = Exercise(
     solution=training_gain,
     cases=_support_draws,
@@ -225,6 +289,21 @@ check_training_gain = Exercise(
             lambda y, a, b, p, d: training_gain(
                 y, a.mean(0)[None], b.mean(0)[None], p, np.zeros((len(p), 1), int)
             )
+        ),
+        "You average the scores of the drawn support sets before the AUROC. Average the gains.": _by(
+            lambda y, a, b: auroc(y, a.mean(0)) - auroc(y, b.mean(0))
+        ),
+        "You put the images of all support sets into one AUROC. Scores of different support sets have "
+        "different scales: compute an AUROC for each, and average the gains.": _by(
+            lambda y, a, b: auroc(np.tile(y, len(a)), a.ravel()) - auroc(np.tile(y, len(b)), b.ravel())
+        ),
+        "Each support set gives a value of its own to your interval. Average the gains over the support sets "
+        "of a repetition first.": lambda y, a, b, p, d: (
+            _whole(y, a, b),
+            *np.quantile(
+                [auroc(y[q], a[s][q]) - auroc(y[q], b[s][q]) for q, e in zip(p, d, strict=True) for s in e],
+                [0.025, 0.975],
+            ).tolist(),
         ),
         "The gain is that of the images as they are, not the mean of the drawn ones.": (
             lambda y, a, b, p, d: (float(_gains(y, a, b, p, d).mean()), *training_gain(y, a, b, p, d)[1:])
@@ -252,7 +331,7 @@ check_training_gain = Exercise(
             lambda y, a, b, p, d: np.array(
                 [
                     np.mean([auroc(y, a[s][q]) - auroc(y, b[s][q]) for s in e])
-                    for q, e in zip(p[:, np.random.default_rng(0).permutation(len(y))], d, strict=True)
+                    for q, e in zip(p, d, strict=True)
                 ]
             )
         ),

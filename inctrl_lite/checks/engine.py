@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -53,9 +53,10 @@ class Exercise:
         explain: (case, result, right result) -> what is wrong with an answer that no known mistake gives;
             None: only the first value that differs is shown.
         parts: names of the parts of a tuple that the function returns.
-        forbidden: functions that the task forbids; a call of one of them is not accepted.
+        forbidden: functions (or modules) that the task forbids; a call of one of them is not accepted.
         larger: case -> what the task forbids to loop over -> the case with more of it. A right answer must
             not ask PyTorch for more operations then.
+        remark: (answer, case) -> what a right answer should still be told; None: nothing.
         tolerance: largest absolute difference that counts as equal.
         number: random cases.
     """
@@ -70,6 +71,7 @@ class Exercise:
     parts: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
     larger: Callable[..., Mapping[str, tuple]] = lambda *case: {}
+    remark: Callable[[Callable, tuple], str | None] = lambda answer, case: None
     tolerance: float = 1e-5
     number: int = 4
 
@@ -113,14 +115,17 @@ class Exercise:
                 raise CheckFailed(f"{self.name} changes its arguments in place: work on copies")
         if not same(results, expected, self.tolerance):
             raise CheckFailed(self._diagnose(cases, results, expected))
-        if used := sorted(set(self.forbidden) & _names(answer)):
-            raise CheckFailed(f"{self.name} calls {used[0]}: write the computation yourself")
+        used = _names(answer)
+        if found := [name for name in self.forbidden if name in used]:
+            raise CheckFailed(f"{self.name} calls {found[0]}: write the computation yourself")
         for looped in self._loops(answer, cases):
             raise CheckFailed(
                 f"{self.name}: The result is right, but you loop over the {looped}. Treat all of them at "
                 "once."
             )
         print(f"✓ {self.name}: right on {self.number} random cases")
+        if remark := self.remark(answer, deepcopy(cases[0])):
+            print(f"  {remark}")
         if self.run is not _call or all(map(_has_form, results, expected)):
             return answer
         return _converted(answer, expected[0])
@@ -199,15 +204,39 @@ class Operations(torch.overrides.TorchFunctionMode):
 
 
 def _names(answer: Callable) -> set[str]:
-    """Names that a student's function uses, also in functions inside it; none for the library's functions."""
+    """Names that a student's function uses, also under other names, and in functions inside it or beside it;
+    none for the library's functions."""
     if getattr(answer, "__module__", "").startswith("inctrl_lite."):
         return set()
     used, codes = {getattr(answer, "__name__", "")}, [getattr(answer, "__code__", None)]
+    around, seen = getattr(answer, "__globals__", {}), set()
     while codes:
-        if (code := codes.pop()) is not None:
-            used |= {*code.co_names, *code.co_freevars}
-            codes += [part for part in code.co_consts if isinstance(part, CodeType)]  # functions inside
+        code = codes.pop()
+        if code is None or code in seen:
+            continue
+        seen.add(code)
+        used |= {*code.co_names, *code.co_freevars}
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]  # functions inside
+        for value in (around.get(name) for name in code.co_names):
+            if isinstance(value, FunctionType):
+                used |= {value.__name__, value.__module__}
+                codes += [value.__code__] if value.__globals__ is around else []  # the student's own
     return used
+
+
+def without_gradient(answer: Callable, case: tuple) -> str | None:
+    """The remark on a loss through which no gradient passes to its first argument."""
+    given = [part.requires_grad_() if i == 0 else part for i, part in enumerate(case)]
+    try:
+        loss = answer(*given)
+    except Exception:  # for instance: numpy does not take a tensor that requires a gradient
+        loss = None
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        return None
+    return (
+        "The number is right, but no gradient passes through it. For training, use operations of torch, and "
+        "neither numpy nor .item() nor .detach()."
+    )
 
 
 # --- results of any form -----------------------------------------------------------------------------

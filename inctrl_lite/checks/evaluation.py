@@ -20,6 +20,8 @@ def _tied(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.zeros(9 + seed, int), np.ones(5 + 2 * seed, int)])
     scores = np.round(np.clip(rng.normal(0.4 + 0.15 * labels, 0.2), 0, 1), 1)  # coarse: many ties
+    if seed == 3:
+        scores = scores + 1e-6 * rng.integers(0, 2, len(labels))  # nearly equal is no tie
     order = rng.permutation(len(labels))
     return labels[order], scores[order]
 
@@ -48,7 +50,15 @@ check_auroc = Exercise(
     solution=auroc,
     library=library_auroc,
     cases=_tied,
-    forbidden=("roc_auc_score", "roc_curve", "auc", "mannwhitneyu", "rankdata"),
+    forbidden=(
+        "roc_auc_score",
+        "roc_curve",
+        "auc",
+        "mannwhitneyu",
+        "rankdata",
+        "inctrl_lite.metrics",  # its function has the student's name
+        "metrics",
+    ),
     mistakes={
         "A tie counts nothing in your answer. It counts 1/2.": lambda y, s: float(
             (_difference(y, s) > 0).mean()
@@ -70,6 +80,9 @@ check_auroc = Exercise(
         ),
         "A lost pair counts -1 in your answer, and a tie 0. Count 0 for a lost pair, 1/2 for a tie and 1 "
         "for a win.": (lambda y, s: float(np.sign(_difference(y, s)).mean())),
+        "You treat scores as equal that are only close. Only equal scores are a tie.": lambda y, s: auroc(
+            y, np.asarray(s.round(3))
+        ),
         "This is the accuracy at a threshold of 0.5. No threshold is needed here, only the order.": (
             lambda y, s: float(((s > 0.5) == y).mean())
         ),
@@ -124,6 +137,13 @@ check_seed_interval = Exercise(
         "The two tails share what lies outside: for level 0.95 look up 0.975.": lambda v, c: _around(
             v, float(_stats().t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
+        "The ends are exchanged: the lower one comes first.": lambda v, c: seed_interval(v, c)[::-1],
+        "You use the level 0.95. Use the given one.": lambda v, c: seed_interval(v, 0.95),
+        "You use the variance. Use the standard deviation, its square root.": lambda v, c: _around(
+            v, _half(v, c) * float(np.std(v, ddof=1))
+        ),
+        "You divide by n - 1 twice: in the deviation, and by its square root afterwards. The second one is "
+        "the square root of n.": lambda v, c: _around(v, _half(v, c) * np.sqrt(len(v) / (len(v) - 1))),
         "This is the mean plus and minus one deviation, for every level.": lambda v, c: _around(
             v, float(np.std(v, ddof=1))
         ),
@@ -292,6 +312,19 @@ check_ap_with_ties = Exercise(
         "the middle.": (lambda y, s: tuple(ap_with_ties(y, s)[i] for i in (1, 0, 2))),
         "You sort the three values. Each belongs to its rule, and the one taken together need not lie "
         "between the others.": lambda y, s: tuple(sorted(ap_with_ties(y, s))),
+        "In the worst and the best order you sort by the label first, so the scores only decide within each "
+        "kind. The last key of `np.lexsort` counts first.": lambda y, s: (
+            _order(y, np.lexsort((-s, y))),
+            ap_with_ties(y, s)[1],
+            _order(y, np.lexsort((-s, -y))),
+        ),
+        "In the worst and the best order you begin with the lowest score. Begin with the highest.": (
+            lambda y, s: (
+                _order(y, np.lexsort((y, s))),
+                ap_with_ties(y, s)[1],
+                _order(y, np.lexsort((-y, s))),
+            )
+        ),
         "You go through the list from the lowest score up. Begin with the highest score.": lambda y, s: (
             ap_with_ties(y, -s)
         ),

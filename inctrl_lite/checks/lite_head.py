@@ -78,6 +78,10 @@ check_ranked_z = Exercise(
         "You take absolute values. A residual below the mean is not anomalous.": _z(
             lambda m, mean, d: ((m - mean) / (d + 0.001)).abs()
         ),
+        "These are the first R ranks. Read the given ranks.": _read(
+            lambda z, r: z.topk(len(r), dim=1).values
+        ),
+        "Mean and deviation are exchanged: the mean comes first.": lambda m, s, r: ranked_z(m, s.flip(-1), r),
         "You average the statistics over the positions. Each position has its own.": _z(
             lambda m, mean, d: (m - mean.mean()) / (d.mean() + 0.001)
         ),
@@ -136,6 +140,21 @@ check_untrained_score = Exercise(
             1 - (1 - (p - 4).sigmoid()) * (1 - _b(g, q))
         ),
         "The logarithms are missing.": _other_b(lambda g, q: (4 * (g / 2 + q / 2 - 1.5)).sigmoid()),
+        "The logarithms of the two ratios are missing.": _other_b(
+            lambda g, q: (4 * (g / 2 + q / 2 - torch.tensor(1.5).log())).sigmoid()
+        ),
+        "The limit is subtracted, not added.": _other_b(
+            lambda g, q: (4 * (g.log() / 2 + q.log() / 2 + torch.tensor(1.5).log())).sigmoid()
+        ),
+        "Only the global embedding's ratio is used. The regions' ratio counts as much.": _other_b(
+            lambda g, q: (4 * (g.log() - torch.tensor(1.5).log())).sigmoid()
+        ),
+        "1 is subtracted after the division by 4, not before.": lambda p, g, q: (
+            1 - (1 - ((p - 1) / 4).sigmoid()) * (1 - _b(g, q))
+        ),
+        "You multiply the largest z-score by 4. Divide it by 4.": lambda p, g, q: (
+            1 - (1 - (4 * p - 1).sigmoid()) * (1 - _b(g, q))
+        ),
         "The limit is ln 1.5, not 1.5.": _other_b(
             lambda g, q: (4 * (g.log() / 2 + q.log() / 2 - 1.5)).sigmoid()
         ),
@@ -166,7 +185,12 @@ def region_gap(query: Tensor, normal: Tensor) -> Tensor:
 def _regions(seed: int) -> tuple[Tensor, Tensor]:
     g = generator(seed)
     normal = torch.randn(3 + seed, 7, 5, generator=g)
-    return torch.randn(2 + seed, 7, 5, generator=g) + normal[:1] * 1.5, normal
+    query = torch.randn(2 + seed, 7, 5, generator=g) + normal[:1] * 1.5
+    if seed == 2:  # image 1 is the nearest on average, and image 0 in the three worst regions
+        query[0] = normal[1]
+        query[0, :3] = -normal[1, :3]
+        normal[0] = query[0] + 0.9 * torch.randn(7, 5, generator=g)
+    return query, normal
 
 
 def _of(judge: Callable[[Tensor], Tensor]) -> Callable:
@@ -204,6 +228,19 @@ check_region_gap = Exercise(
             lambda c: c.topk(3, dim=-1).values.mean(-1).amax(1)
         ),
         "You take the one worst region. Take the mean of three.": _of(lambda c: _lowest(c, 1).amax(1)),
+        "You take the nearest normal image by the mean over all regions, and its three worst regions "
+        "afterwards. The distance to EACH image is that of its three worst regions.": _of(
+            lambda c: _lowest(c.gather(1, c.mean(-1).argmax(1)[:, None, None].expand(-1, 1, c.shape[2])))[
+                :, 0
+            ]
+        ),
+        "You take the third largest distance alone. Take the mean of the three largest.": _of(
+            lambda c: c.topk(3, dim=-1, largest=False).values[..., -1].amax(1)
+        ),
+        "You compare with the mean of the normal images. Compare with each of them.": lambda q, n: region_gap(
+            q, F.normalize(n, dim=-1).mean(0, keepdim=True)
+        ),
+        "You take the two worst regions. Take the mean of three.": _of(lambda c: _lowest(c, 2).amax(1)),
         "The factor 1/2 is missing.": lambda q, n: 2 * region_gap(q, n),
         "This is the cosine. The distance is half of one minus it.": lambda q, n: 1 - 2 * region_gap(q, n),
         "These are dot products. Normalise both sides.": lambda q, n: (

@@ -18,7 +18,7 @@ def _stats() -> ModuleType:
 
 
 def _scores(seed: int) -> tuple[np.ndarray, float]:
-    number, rate = ((19, 0.25), (26, 0.1), (40, 0.05), (46, 0.3))[seed]
+    number, rate = ((19, 0.25), (26, 0.1), (40, 0.05), (46, 0.3), (32, 0.1), (9, 0.05))[seed]  # last: too few
     return np.random.default_rng(seed).random(number), rate
 
 
@@ -36,7 +36,20 @@ check_threshold_at_rate = Exercise(
     solution=threshold_at_rate,
     library=lambda normal_scores, rate: conformal_threshold(normal_scores, rate).threshold,
     cases=_scores,
+    number=6,
     mistakes={
+        "If even r = 1 is too large, return the largest score. Your r is 0 there, and the index r - 1 = -1 "
+        "is the smallest one.": lambda s, rate: _descending(s, int(rate * (len(s) + 1)) - 1),
+        "If even r = 1 is too large, return the largest score, and not infinity.": lambda s, rate: (
+            threshold_at_rate(s, rate) if rate * (len(s) + 1) >= 1 else np.inf
+        ),
+        "Your r is always below rate * (n + 1). It may be equal to it.": lambda s, rate: _descending(
+            s, max(math.ceil(rate * (len(s) + 1)) - 1, 1) - 1
+        ),
+        "You round r to the nearest whole number. Round down, or r / (n + 1) may exceed the wanted rate.": (
+            lambda s, rate: _descending(s, max(round(rate * (len(s) + 1)), 1) - 1)
+        ),
+        "You do not sort the scores.": lambda s, rate: float(s[max(int(rate * (len(s) + 1)), 1) - 1]),
         "You let the share `rate` of these n scores lie above the threshold. A new image then exceeds it "
         "with the probability (floor(rate * n) + 1) / (n + 1), which can be more than the wanted rate. "
         "Use r = floor(rate * (n + 1)).": lambda s, rate: _descending(s, int(rate * len(s))),
@@ -81,6 +94,15 @@ check_normals_needed = Exercise(
         ),
         "If the division gives a whole number, that number is enough. Round up, but do not add 1.": (
             lambda rate, confidence: math.floor(math.log(1 - confidence) / math.log(1 - rate)) + 1
+        ),
+        "A number of photos is whole: round up.": lambda rate, confidence: (
+            math.log(1 - confidence) / math.log(1 - rate)
+        ),
+        "You round to the nearest whole number. Round up, or the probability may still be too large.": (
+            lambda rate, confidence: round(math.log(1 - confidence) / math.log(1 - rate))
+        ),
+        "The sign is wrong: both logarithms are negative, and their quotient is positive.": (
+            lambda rate, confidence: -normals_needed(rate, confidence)
         ),
         "After 1 / rate images you expect one alarm, but no alarm is still likely.": (
             lambda rate, confidence: math.ceil(round(1 / rate, 6))
@@ -136,13 +158,18 @@ check_rank_with_guarantee = Exercise(
         (3000, 0.02, 0.99),
         (59, 0.05, 0.95),
         (7, 0.3, 0.2),
+        (5000, 0.1, 0.95),
+        (1177, 0.02, 0.9),  # from here on the probability lies within 0.00003 of the confidence
+        (878, 0.1, 0.9),
+        (2846, 0.05, 0.9),
+        (2151, 0.03, 0.9),
     )[seed],
-    number=7,
+    number=12,
     explain=lambda case, result, right: (
         "returns no whole number. Return the rank r, or 0."
         if isinstance(result, float | np.floating) and not float(result).is_integer()
         else f"returns rank {result}. It keeps the rate with the probability "
-        f"{_stats().binom.sf(result - 1, case[0], case[1]):.4f}, and the largest with {case[2]} or more is "
+        f"{_stats().binom.sf(result - 1, case[0], case[1]):.6f}, and the largest with {case[2]} or more is "
         f"{right}"
         if isinstance(result, int | float | np.integer) and 0 < result <= case[0]
         else None

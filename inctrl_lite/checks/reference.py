@@ -220,6 +220,12 @@ check_largest_change = _Test(
         ).abs(),
         "You return yes or no. The size of the change is expected, so that rounding can be distinguished "
         "from a defect.": (lambda score, q, p: float(largest_change(score, q, p) > 1e-4)),
+        "You add up the changes of all images. Take the largest.": lambda score, q, p: (
+            _changes(score, q, p).abs().sum().item()
+        ),
+        "You return the square of the change. The difference itself is expected.": lambda score, q, p: (
+            largest_change(score, q, p) ** 2
+        ),
         "You divide by the score. The difference itself is expected.": lambda score, q, p: _largest(
             _changes(score, q, p) / _alone(score, q, p)
         ),
@@ -357,6 +363,19 @@ def _average_of_shots(query: Tensor, support: Tensor) -> Tensor:
     return torch.stack([_patch_max(query, support[:, k, None]) for k in range(support.shape[1])]).mean(0)
 
 
+def _nudged(query: Tensor, support: Tensor) -> Tensor:
+    """Wrong by 0.0002 for one image of a batch: hardly visible in the mean change."""
+    last = torch.arange(len(query)) == len(query) - 1
+    return _patch_max(query, support) + 2e-4 * last * (len(query) > 1)
+
+
+def _relative(query: Tensor, support: Tensor) -> Tensor:
+    """The largest distance to the nearest token, in units of the length of a normal token: right."""
+    tokens = support.transpose(1, 2).flatten(2, 3)  # [B, L, K*N, C]
+    nearest = torch.cdist(query, tokens).amin(-1)  # [B, L, N]
+    return nearest.mean(1).amax(1) / tokens.norm(dim=-1).mean((1, 2))
+
+
 # what a score does -> the score, made of a generator
 SCORES: dict[str, Callable[[torch.Generator], Callable]] = {
     "is right": lambda g: _patch_max,
@@ -384,6 +403,9 @@ SCORES: dict[str, Callable[[torch.Generator], Callable]] = {
     "uses only the first normal image, and falls with the size of the batch": lambda g: (
         lambda q, s: _patch_max(q, s[:, :1]) - 0.05 * len(q)
     ),
+    "uses only the last normal image": lambda g: lambda q, s: _patch_max(q, s[:, -1:]),
+    "changes a little for the last image of a batch": lambda g: _nudged,
+    "compares distances with the lengths of the normal images' tokens": lambda g: _relative,
 }
 
 
@@ -457,6 +479,11 @@ def _compare(
     return wrong
 
 
+def _exchange(x: Tensor, axis: int) -> Tensor:
+    """The first two along an axis exchanged."""
+    return x.index_select(axis, torch.tensor([1, 0, *range(2, x.shape[axis])]))
+
+
 def _less(name: str) -> Callable:
     """A wrong answer that never reports one of the names."""
     return lambda score, query, support: broken_properties(score, query, support) - {name}
@@ -496,6 +523,15 @@ check_broken_properties = Exercise(
         "images, and put the scores back into the first order before you compare.": _compare(
             order=lambda f, q, s: f(q.flip(0), s.flip(0))
         ),
+        "Even a right score fails your test for `order`. Does each query keep its own normal images? And do "
+        "the scores come back? With a new order `o`, index them with `o.argsort()`, not with `o`.": _compare(
+            order=lambda f, q, s: f(q.roll(1, 0), s.roll(1, 0)).roll(1, 0)
+        ),
+        "Your new order leaves the last image in its place. Move the first and the last one.": _compare(
+            order=lambda f, q, s: _exchange(f(_exchange(q, 0), _exchange(s, 0)), 0)
+        ),
+        "Your new order of normal images leaves the last one in its place. Move the first and the last "
+        "one.": _compare(shots=lambda f, q, s: f(q, _exchange(s, 1))),
         "`order` is never reported. Is your new order really another one?": _less("order"),
         "Even a right score fails your test for `shots`. Reorder the normal images along axis 1 and nothing "
         "else, so that each query keeps its own.": _compare(shots=lambda f, q, s: f(q, s.flip(0))),
@@ -503,6 +539,8 @@ check_broken_properties = Exercise(
         "For `copies` you repeat the images of the batch. Repeat the normal images, along axis 1.": _compare(
             copies=lambda f, q, s: f(torch.cat([q, q]), torch.cat([s, s]))[: len(q)]
         ),
+        "For `copies` you repeat the patches or the blocks of the normal images. Repeat the normal images, "
+        "along axis 1.": _compare(copies=lambda f, q, s: f(q, torch.cat([s, s], 3))),
         "`copies` is never reported. Is every normal image in your support set twice?": _less("copies"),
         "For `scale` you multiply only the queries. A score can use the lengths of the normal images' "
         "tokens, so multiply both.": _compare(scale=lambda f, q, s: f(3 * q, s)),
@@ -530,6 +568,9 @@ check_broken_properties = Exercise(
         ),
         "You look only at the first image of the batch. Score and compare all of them.": _compare(
             lambda a, b: not (a - b)[0].abs() <= 1e-4
+        ),
+        "You compare the mean change, which is nearly 0 if one image of many is wrong. Take the largest.": (
+            _compare(lambda a, b: not (a - b).abs().mean() <= 1e-4)
         ),
         "You report a property only if ALL scores change. One changed score is enough.": _compare(
             lambda a, b: bool((~((a - b).abs() <= 1e-4)).all())

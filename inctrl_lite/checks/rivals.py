@@ -42,6 +42,14 @@ def _by_cosine(tokens: Tensor, size: int) -> Tensor:
     return coreset(torch.nn.functional.normalize(tokens, dim=-1), size)
 
 
+def _by_sum(tokens: Tensor, size: int) -> Tensor:
+    chosen, distance = [0], (tokens - tokens[0]).abs().sum(-1)
+    while len(chosen) < size:
+        chosen.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (tokens - tokens[chosen[-1]]).abs().sum(-1))
+    return torch.tensor(chosen)
+
+
 check_coreset = Exercise(
     solution=coreset,
     cases=_tokens,
@@ -64,6 +72,7 @@ check_coreset = Exercise(
         "choice.": lambda tokens, size: torch.cat(
             [torch.tensor([0]), (tokens - tokens[0]).norm(dim=-1).topk(size - 1).indices]
         ),
+        "This is the sum of absolute differences. Use Euclidean distances.": _by_sum,
         "These are the first tokens. Choose by distance.": lambda tokens, size: torch.arange(size),
         "Your list has one token too many: the first token counts.": lambda t, size: coreset(t, size + 1),
         "Your list has one token too few.": lambda t, size: coreset(t, size - 1),
@@ -92,7 +101,12 @@ def patchcore_score(query: Tensor, bank: Tensor, b: int) -> Tensor:
 
 def _bank(seed: int) -> tuple[Tensor, Tensor, int]:
     g = generator(seed)
-    return torch.randn(7 + seed, 4, generator=g), torch.randn(40 + seed, 4, generator=g), 3 + seed % 3
+    query, bank = torch.randn(7 + seed, 4, generator=g), torch.randn(40 + seed, 4, generator=g)
+    if seed == 3:  # the worst patch lies by a crowd, and a patch that is nearly as bad by a lonely token
+        bank[:3] = torch.tensor([5.0, 0, 0, 0]) + 0.1 * torch.randn(3, 4, generator=g)
+        bank[3] = torch.tensor([0.0, 0, 0, 7])
+        query[2], query[4] = torch.tensor([8.5, 0, 0, 0]), torch.tensor([0.0, 0, 0, 9.9])
+    return query, bank, 3 + seed % 3
 
 
 def _score(
@@ -140,6 +154,16 @@ check_patchcore_score = Exercise(
         ),
         "You return the weight alone. Multiply it by the largest distance.": lambda q, m, b: (
             patchcore_score(q, m, b) / torch.cdist(q, m).amin(1).max()
+        ),
+        "You weight every patch, and take the largest result. First comes the patch with the largest "
+        "distance, q*; it alone is weighted.": lambda q, m, b: torch.stack(
+            [patchcore_score(one[None], m, b) for one in q]
+        ).max(),
+        "The sum runs over the whole bank. Take the b tokens that are nearest to m*.": lambda q, m, b: (
+            patchcore_score(q, m, len(m))
+        ),
+        "You compare directions. PatchCore uses Euclidean distances.": lambda q, m, b: patchcore_score(
+            torch.nn.functional.normalize(q, dim=-1), torch.nn.functional.normalize(m, dim=-1), b
         ),
         "You average over the patches. The image's score is that of its worst patch.": lambda q, m, b: (
             torch.stack([patchcore_score(one[None], m, b) for one in q]).mean()
@@ -195,6 +219,12 @@ def _without_inverse(query: Tensor, normal: Tensor, epsilon: float) -> Tensor:
     return torch.einsum("bnd,nde,bne->bn", gap, found + epsilon * torch.eye(normal.shape[-1]), gap).sqrt()
 
 
+def _not_centred(query: Tensor, normal: Tensor, epsilon: float) -> Tensor:
+    found = torch.einsum("knd,kne->nde", normal, normal) / (len(normal) - 1)
+    inverse, gap = torch.linalg.inv(found + epsilon * torch.eye(normal.shape[-1])), query - normal.mean(0)
+    return torch.einsum("bnd,nde,bne->bn", gap, inverse, gap).sqrt()
+
+
 check_gaussian_maps = Exercise(
     solution=gaussian_maps,
     cases=_positions,
@@ -228,6 +258,14 @@ check_gaussian_maps = Exercise(
                 .mean(0, keepdim=True)
                 .expand(c.shape[1], -1, -1)
             )
+        ),
+        "You subtract the mean over all positions from the query. Each position has its own mean.": (
+            lambda q, n, e: gaussian_maps(q - n.mean((0, 1)) + n.mean(0), n, e)
+        ),
+        "The mean is not subtracted from the query.": lambda q, n, e: gaussian_maps(q + n.mean(0), n, e),
+        "The mean is not subtracted from the normal tokens in the covariance.": _not_centred,
+        "epsilon is added before the division by K - 1. Add it afterwards.": lambda q, n, e: gaussian_maps(
+            q, n, e / (len(n) - 1)
         ),
         "epsilon is added to every number of the matrix. Add it to the diagonal (epsilon times the "
         "identity).": _mahalanobis(noise=lambda e, d: e * torch.ones(d, d)),

@@ -49,7 +49,12 @@ def tower_seconds(images: int, steps: int, batch: int, K: int, rate: float, stor
 
 check_tower_seconds = Exercise(
     solution=tower_seconds,
-    cases=lambda seed: (5000 + 7 * seed, 1000 - 30 * seed, 16, 2 + seed, 50.0 + 13 * seed, seed % 2 == 1),
+    cases=lambda seed: (
+        (90_000, 100, 16, 2, 50.0, True)  # more images than a training without a store would send through
+        if seed == 4
+        else (5000 + 7 * seed, 1000 - 30 * seed, 16, 2 + seed, 50.0 + 13 * seed, seed % 2 == 1)
+    ),
+    number=5,
     mistakes={
         "Without a store each query brings K normal images: 1 + K images.": lambda i, s, b, k, r, stored: (
             tower_seconds(i, s, b, 0, r, stored)
@@ -67,6 +72,15 @@ check_tower_seconds = Exercise(
         "follow.": lambda i, s, b, k, r, stored: tower_seconds(i, s, b, k, r, False),
         "Without a store nothing is kept: every step encodes its whole batch again.": (
             lambda i, s, b, k, r, stored: tower_seconds(i, s, b, k, r, True)
+        ),
+        "With a store EVERY image is encoded once, also if the steps would need fewer.": (
+            lambda i, s, b, k, r, stored: min(tower_seconds(i, s, b, k, r, one) for one in ({False, stored}))
+        ),
+        "With a store the steps need no image tower any more: nothing is added to the encoding.": (
+            lambda i, s, b, k, r, stored: (i * stored + s * b * (1 + k)) / r
+        ),
+        "You return the number of images. Divide it by the rate.": lambda i, s, b, k, r, stored: (
+            r * tower_seconds(i, s, b, k, r, stored)
         ),
         "You have exchanged the two cases.": lambda i, s, b, k, r, stored: tower_seconds(
             i, s, b, k, r, not stored
@@ -130,6 +144,7 @@ class _Watch:
 
 
 GRADIENT, CALLS, GRAPHS, HELD = "gradient", "calls of loss", "graphs at a time", "parts at a time"
+KEPT = "graph in the result"
 
 
 def _watched(answer: Callable, sizes: tuple[int, ...], seed: int) -> dict:
@@ -137,7 +152,8 @@ def _watched(answer: Callable, sizes: tuple[int, ...], seed: int) -> dict:
     found = answer(watch.loss, watch.parameters, watch.parts())
     if isinstance(found, list | tuple) and any(isinstance(one, Tensor) and one.ndim for one in found):
         found = f"{len(found)} tensors"
-    return {GRADIENT: found, CALLS: watch.calls, GRAPHS: watch.graphs, HELD: watch.held}
+    kept = isinstance(found, Tensor) and found.requires_grad
+    return {GRADIENT: found, CALLS: watch.calls, GRAPHS: watch.graphs, HELD: watch.held, KEPT: kept}
 
 
 def _too_much(case: tuple, result: dict, right: dict) -> str:
@@ -156,6 +172,11 @@ def _too_much(case: tuple, result: dict, right: dict) -> str:
             f"the gradient is right, but the losses of {result[GRAPHS]} parts wait for their gradient at the "
             "same time. This needs as much memory as the large batch. Compute the gradient of a part before "
             "the loss of the next"
+        )
+    if result[KEPT]:
+        return (
+            "the gradient is right, but it can be differentiated again, so the graphs of all parts stay in "
+            "memory. Leave out create_graph=True"
         )
     return (
         f"the gradient is right, but you hold {result[HELD]} parts at a time. Take a part from the "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, generator, without_gradient
 from inctrl_lite.losses import dice_loss as library_dice_loss
 from inctrl_lite.losses import two_channel_focal_loss as library_focal_loss
 
@@ -76,6 +76,11 @@ check_anomalous_probability = Exercise(
         "You average the two probabilities over the patches. Each patch keeps its own.": _probability(
             squash=lambda logits: logits.softmax(-1)[:, 1].mean()
         ),
+        "You multiply the probability by scale, so that it can exceed 1. It multiplies the cosines, before "
+        "the softmax.": lambda p, t, s: s * anomalous_probability(p, t, 1.0),
+        "Each column has length 1, and not each patch and each prototype. D is the last axis.": _probability(
+            length=lambda x: F.normalize(x, dim=0)
+        ),
     },
 )
 
@@ -117,6 +122,7 @@ check_two_channel_focal_loss = Exercise(
     solution=two_channel_focal_loss,
     library=lambda channels, masks, gamma: library_focal_loss(channels, masks, gamma),
     cases=_channels,
+    remark=without_gradient,
     mistakes={
         'The channels are exchanged: where the mask is set, the truth is "anomalous", channel 1.': _focal(
             lambda c, m: torch.where(m, c[:, 0], c[:, 1]), _focal_of_p
@@ -155,6 +161,13 @@ check_two_channel_focal_loss = Exercise(
         "You add up the losses of both channels. At each pixel one of them is the truth.": lambda c, m, g: (
             _focal_of_p(c[:, 0], g) + _focal_of_p(c[:, 1], g)
         ),
+        "You divide by twice the number of pixels, because there are two channels. At each pixel one of them "
+        "is the truth.": _focal(_truth, lambda p, g: _focal_of_p(p, g) / 2),
+        "You average the means of both kinds of pixels, so that each kind counts the same. Take one mean "
+        "over all pixels.": lambda c, m, g: (_focal_of_p(c[:, 1][m], g) + _focal_of_p(c[:, 0][~m], g)) / 2,
+        "You add up the images. Take the mean over all of them.": _focal(
+            _truth, lambda p, g: len(p) * _focal_of_p(p, g)
+        ),
     },
 )
 
@@ -183,6 +196,7 @@ check_dice_loss = Exercise(
     solution=dice_loss,
     library=library_dice_loss,
     cases=_maps,
+    remark=without_gradient,
     mistakes={
         "This is the Dice coefficient. The loss is 1 minus it.": _dice(end=lambda d: d.mean()),
         "The factor 2 is missing: the overlap is counted in both sums of the denominator.": _dice(
@@ -216,6 +230,10 @@ check_dice_loss = Exercise(
         "You use the images with a defect alone. A map on an empty mask costs as well.": lambda p, m: (
             dice_loss(p[m.flatten(1).any(1)], m[m.flatten(1).any(1)])
         ),
+        "Your loss of an image with an empty mask is 0. It is 0 only if the map is 0 everywhere.": (
+            lambda p, m: dice_loss(p * m.flatten(1).any(1)[:, None, None], m)
+        ),
+        "You sum over one axis only. Sum over width and height.": _dice(axes=(1,)),
     },
 )
 
@@ -230,6 +248,11 @@ def one_class_loss(maps: Tensor, labels: Tensor) -> Tensor:
     return dice_loss(normal, torch.zeros_like(normal))
 
 
+def _of_normal(loss: Callable[[Tensor], Tensor]) -> Callable:
+    """A wrong answer: another loss of the normal images' maps; 0 without any, as it should be."""
+    return lambda maps, labels: loss(maps[labels == 0]) if (labels == 0).any() else maps.new_zeros(())
+
+
 def _batch(seed: int) -> tuple[Tensor, Tensor]:
     maps = torch.rand(4 + seed, 5, 6, generator=generator(seed))
     labels = torch.zeros(4 + seed)
@@ -242,6 +265,7 @@ check_one_class_loss = Exercise(
     solution=one_class_loss,
     library=one_class_loss,
     cases=_batch,
+    remark=without_gradient,
     mistakes={
         "Without a normal image the mean of nothing is nan. Return a loss of 0 then.": lambda p, y: dice_loss(
             p[y == 0], torch.zeros_like(p[y == 0])
@@ -261,12 +285,18 @@ check_one_class_loss = Exercise(
         "You set the maps of anomalous images to 0 and keep them in the mean.": lambda p, y: dice_loss(
             p * (y == 0)[:, None, None], torch.zeros_like(p)
         ),
-        "A normal image has an EMPTY mask. Yours is full.": lambda p, y: dice_loss(
-            p[y == 0], torch.ones_like(p[y == 0])
+        "A normal image has an EMPTY mask. Yours is full.": _of_normal(
+            lambda p: dice_loss(p, torch.ones_like(p))
         ),
         "You call an image anomalous everywhere if its label is 1. This branch does not see such "
         "images.": lambda p, y: dice_loss(p, y[:, None, None].expand_as(p)),
-        "This is the mean of the map. Use the Dice loss.": lambda p, y: p[y == 0].mean(),
+        "This is the mean of the map. Use the Dice loss.": _of_normal(Tensor.mean),
+        "You add up the images. Take the mean.": _of_normal(lambda p: len(p) * dice_loss(p, 0 * p)),
+        "A batch that also has anomalous images is no reason for a loss of 0: its normal images count.": (
+            lambda p, y: dice_loss(p, 0 * p) if not y.any() else p.new_zeros(())
+        ),
+        "You take the first images of the batch, as many as there are normal ones. The labels say which they "
+        "are.": lambda p, y: one_class_loss(p, y.sort().values),
         "You use the first image alone. Take every normal image.": lambda p, y: dice_loss(
             p[:1], torch.zeros_like(p[:1])
         ),
@@ -299,8 +329,8 @@ check_pixel_map = Exercise(
         "Each branch's map is a mean: divide by 2.": lambda r, d, o, b: (1 - b) * (r + d) + b * (r + o),
         "You use beta = 0.75. Use the given beta.": lambda r, d, o, b: pixel_map(r, d, o, 0.75),
         "beta is not used: you average the branches.": lambda r, d, o, b: pixel_map(r, d, o, 0.5),
-        "The residual map is added once more outside of the branches.": lambda r, d, o, b: (
-            r + (1 - b) * d / 2 + b * o / 2
+        "You halve the semantic maps alone. The residual map is halved as well: (M + S) / 2.": (
+            lambda r, d, o, b: r + (1 - b) * d / 2 + b * o / 2
         ),
         "You take the larger of the two branches. They are weighted with beta.": lambda r, d, o, b: (
             torch.maximum((r + d) / 2, (r + o) / 2)
@@ -310,6 +340,11 @@ check_pixel_map = Exercise(
         ).amax(-1),
         "The discriminative branch is missing, with the weight 1 - beta.": lambda r, d, o, b: b * (r + o) / 2,
         "The one-class branch is missing, with the weight beta.": lambda r, d, o, b: (1 - b) * (r + d) / 2,
+        "You take the mean of three maps. The residual map counts half, the two others together half.": (
+            lambda r, d, o, b: (r + (1 - b) * d + b * o) / 3
+        ),
+        "This is the map of the discriminative branch alone.": lambda r, d, o, b: (r + d) / 2,
+        "This is the map of the one-class branch alone.": lambda r, d, o, b: (r + o) / 2,
         "The weights add up to 1: 1 - beta and beta.": lambda r, d, o, b: b * (r + d) / 2 + b * (r + o) / 2,
         "A sum is divided and weighted as a whole: put it in parentheses.": lambda r, d, o, b: (
             (1 - b) * r + d / 2 + b * r + o / 2
@@ -347,7 +382,7 @@ def _pixels(seed: int) -> tuple[np.ndarray, np.ndarray]:
         masks = rng.random(masks.shape) < 0.97
     if seed == 3:
         maps = 1 + 1e-4 * rng.random(masks.shape) + 4e-5 * masks
-        maps[0, 0, 0], maps[2, 0, 0] = 90.0, -90.0
+        maps[0, 0, 0], maps[2, 0, 0], maps[2, 0, 1] = 90.0, -90.0, 95.0  # the largest is a false alarm
     return masks, maps
 
 
@@ -368,6 +403,14 @@ def _in_order(order: Callable[[np.ndarray, np.ndarray], np.ndarray], found: int 
     return wrong
 
 
+def _at_the_first(masks: np.ndarray, maps: np.ndarray) -> float:
+    truth, values = masks.ravel(), maps.ravel()
+    order = np.argsort(-values, kind="stable")
+    first = np.append(True, np.diff(values[order]) != 0)
+    hits = np.cumsum(truth[order])
+    return float((2 * hits / (np.arange(1, maps.size + 1) + truth.sum()))[first].max())
+
+
 def _at(thresholds: Callable[[np.ndarray], np.ndarray], strict: bool = False) -> Callable:
     """A wrong answer: the largest F1 at some thresholds only."""
     return lambda masks, maps: float(np.nanmax(_f1(masks, maps, thresholds(maps.ravel()), strict)))
@@ -383,6 +426,14 @@ check_largest_pixel_f1 = Exercise(
         "Each image has a threshold of its own here. One threshold serves all images.": lambda m, v: float(
             np.mean([largest_pixel_f1(m[i], v[i]) if m[i].any() else 0.0 for i in range(len(m))])
         ),
+        "Each image with a defect has a threshold of its own here. One threshold serves all images.": (
+            lambda m, v: float(
+                np.mean([largest_pixel_f1(*one) for one in zip(m, v, strict=True) if one[0].any()])
+            )
+        ),
+        "This is intersection over union. F1 is 2 TP / (found + defect pixels).": lambda m, v: (
+            largest_pixel_f1(m, v) / (2 - largest_pixel_f1(m, v))
+        ),
         "You leave out the image without a defect. Its false alarms count.": lambda m, v: largest_pixel_f1(
             m[:2], v[:2]
         ),
@@ -391,6 +442,10 @@ check_largest_pixel_f1 = Exercise(
         ),
         "Equal values lie on the same side of a threshold: you separate them, in the order of the "
         "pixels.": _in_order(lambda truth, values: np.argsort(-values, kind="stable")),
+        "Equal values lie on the same side of a threshold: you separate them, in the order that sorting "
+        "happens to give.": _in_order(lambda truth, values: np.argsort(-values)),
+        "Of equal values you read off F1 at the first pixel. They are all found at the same threshold, so "
+        "read it off after the last.": _at_the_first,
         "Equal values lie on the same side of a threshold: you separate them, in the reverse order of the "
         "pixels.": _in_order(lambda truth, values: np.argsort(values, kind="stable")[::-1]),
         "You begin with the lowest value. A threshold that goes down meets the largest values "
@@ -398,9 +453,8 @@ check_largest_pixel_f1 = Exercise(
         "With `>` the lowest threshold still leaves its own pixels out. All pixels may be found.": _at(
             np.unique, strict=True
         ),
-        "A few thresholds are not all of them: every value of the map is one.": _at(
-            lambda values: np.linspace(values.min(), values.max(), 20)
-        ),
+        "A few thresholds, or rounded values, are not all of them: every different value of the map is "
+        "one.": _at(lambda values: np.linspace(values.min(), values.max(), 20)),
         "Quantiles are not all thresholds: every value of the map is one.": _at(
             lambda values: np.quantile(values, np.linspace(0, 1, 200))
         ),

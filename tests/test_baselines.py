@@ -84,6 +84,14 @@ def ready(request, auxiliary):
 TRAINING_FREE = [name for name, entry in METHODS.items() if not entry.kind.is_trained]
 
 
+def test_what_is_left_untrained_does_not_learn_and_each_head_names_its_source():
+    made = {name: entry.make() for name, entry in METHODS.items()}
+    assert made["InCTRL-lite"].learns and not made["InCTRL-lite, untrained"].learns
+    assert not any(made[name].learns for name in TRAINING_FREE)
+    assert "CVPR 2024" in made["InCTRL (paper's head)"].source and "2026" in made["InCTRLv2"].source
+    assert made["InCTRL-lite"].source == "this package"
+
+
 def test_every_method_scores_one_number_an_image_whatever_else_is_in_the_batch(ready, real):
     normals, queries, category = real
     fitted = ready.fit(normals, category.name)

@@ -260,7 +260,7 @@ def test_the_unknown_mistake_is_described_in_words(exercise, answer, message):
 
 
 def shuffled(score, query, support):
-    order = torch.randperm(len(query))
+    order = torch.arange(len(query)).roll(1)
     return (score(query, support)[order] - score(query[order], support[order])).abs().max().item()
 
 

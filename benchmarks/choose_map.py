@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from inctrl_v2 import DRAWS, HEADS, PIXELS, Curves, Measured, pixel_intervals, resamples
+from inctrl_v2 import DRAWS, HEADS, Measured, pixel_intervals, pixel_metrics, resamples
 from record import RESULTS
-from scipy.ndimage import label
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -30,16 +29,13 @@ from what_training_adds import real, thinned
 from why_training_falls import filled
 
 from inctrl_lite import AnomalyDetector
-from inctrl_lite.backbones import Backbone
 from inctrl_lite.baselines import Auxiliary, Images
 from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.data.category import Category
 from inctrl_lite.data.episodes import draw_support
-from inctrl_lite.data.images import load_image, load_mask
 from inctrl_lite.data.photographs import load_photographs
 from inctrl_lite.data.worlds import AUXILIARY, load_world
 from inctrl_lite.environment import environment
-from inctrl_lite.evaluation import resize_mask
 from inctrl_lite.evidence import Evidence
 from inctrl_lite.files import write_text
 from inctrl_lite.heads.prior import PriorHead
@@ -78,31 +74,6 @@ def candidates(
             own = prior - prior.mean(-1, keepdim=True) if centred else prior
             for weight in WEIGHTS:
                 yield (name, centred, weight), residual * (weight * own).exp()
-
-
-def pixel_metrics(
-    category: Category, backbone: Backbone, weights: np.ndarray
-) -> Callable[[Tensor], np.ndarray]:
-    """A function: maps [I, N] of the category's images -> the three pixel metrics for each row of weights."""
-    size = (PIXELS, PIXELS)
-    sizes = [load_image(item.image).size for item in category.test]
-    masks = np.stack(
-        [
-            np.zeros(size, bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
-            for item, own in zip(category.test, sizes, strict=True)
-        ]
-    )
-    regions = [label(mask, np.ones((3, 3)))[0] for mask in masks]
-
-    def metrics(maps: Tensor) -> np.ndarray:
-        grids = maps.unflatten(1, backbone.map_grid).numpy()
-        drawn = [
-            backbone.preprocessor.to_picture(grid, own, size) for grid, own in zip(grids, sizes, strict=True)
-        ]
-        values = np.nan_to_num(np.stack(drawn), nan=float(grids.min()))
-        return Curves.of(masks, regions, values).metrics(weights).astype(np.float32)
-
-    return metrics
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ import argparse
 import json
 import pickle
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ from tqdm.auto import tqdm
 from what_training_adds import thinned
 
 from inctrl_lite import load_backbone
-from inctrl_lite.backbones import Stage
+from inctrl_lite.backbones import Backbone, Stage
 from inctrl_lite.baselines.base import Auxiliary, Images
 from inctrl_lite.baselines.inctrl import InCTRLMethod
 from inctrl_lite.benchmark import real
@@ -344,6 +344,31 @@ def answers(one: Trained, evidence: Evidence, k: int) -> Iterator[tuple[str, Ten
             yield f"beta = {value:g}", None, blend(dasl, oasl, value)
 
 
+def pixel_metrics(
+    category: Category, backbone: Backbone, weights: np.ndarray
+) -> Callable[[Tensor], np.ndarray]:
+    """A function: maps [I, N] of the category's images -> the three pixel metrics for each row of weights."""
+    size = (PIXELS, PIXELS)
+    sizes = [load_image(item.image).size for item in category.test]
+    masks = np.stack(
+        [
+            np.zeros(size, bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
+            for item, own in zip(category.test, sizes, strict=True)
+        ]
+    )
+    regions = [label(mask, np.ones((3, 3)))[0] for mask in masks]
+
+    def metrics(maps: Tensor) -> np.ndarray:
+        grids = maps.unflatten(1, backbone.map_grid).numpy()
+        drawn = [
+            backbone.preprocessor.to_picture(grid, own, size) for grid, own in zip(grids, sizes, strict=True)
+        ]
+        values = np.nan_to_num(np.stack(drawn), nan=float(grids.min()))
+        return Curves.of(masks, regions, values).metrics(weights).astype(np.float32)
+
+    return metrics
+
+
 @torch.no_grad()
 def measure_category(
     category: Category, store: FeatureStore, trained: Sequence[Trained], networks: Sequence[Network]
@@ -354,29 +379,8 @@ def measure_category(
     pool_items = list(dict.fromkeys(item for items in supports.values() for item in items))
     pool, queries = Images(pool_items, backbone, store), Images(category.test, backbone, store)
     text = text_prototypes(backbone, category.name) if backbone.has_text_encoder else None
-    sizes = [load_image(item.image).size for item in category.test]
     with_masks = all(item.mask is not None for item in category.test if item.label)
-    size = (PIXELS, PIXELS)
-    masks = np.stack(
-        [
-            np.zeros(size, bool) if item.mask is None else resize_mask(load_mask(item.mask, own), size)
-            for item, own in zip(category.test, sizes, strict=True)
-        ]
-    )
-    regions = [label(mask, np.ones((3, 3)))[0] for mask in masks]
-    weights = resamples(category.labels)
-
-    def pixels(maps: Tensor) -> np.ndarray:
-        grids = maps.unflatten(1, backbone.map_grid).numpy()
-        drawn = np.stack(
-            [
-                backbone.preprocessor.to_picture(grid, own, size)
-                for grid, own in zip(grids, sizes, strict=True)
-            ]
-        )
-        drawn = np.nan_to_num(drawn, nan=float(grids.min()))
-        return Curves.of(masks, regions, drawn).metrics(weights).astype(np.float32)
-
+    pixels = pixel_metrics(category, backbone, resamples(category.labels))
     found = []
 
     def note(key: Key, draw: int, head: int, scores: Tensor | None, maps: Tensor | None) -> None:

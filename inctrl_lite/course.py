@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from inctrl_lite.data.category import Category
     from inctrl_lite.detector import AnomalyDetector
 
-# The line that an exercise in a notebook holds until the student replaces it. `solve` puts the answer key in
-# its place.
+# No unfinished code of the package: the line that an exercise in a notebook holds until the student replaces
+# it. `solve` puts the answer key in its place.
 UNANSWERED = "raise NotImplementedError"
 FIRST = "00_tour.ipynb"  # where it is, the other lessons are
 FULL, DATA, MODEL = "INCTRL_LITE_FULL", "INCTRL_LITE_DATA", "INCTRL_LITE_MODEL"

@@ -21,10 +21,10 @@ from inctrl_lite.errors import InctrlError
 from inctrl_lite.files import write_text
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-CONFIG = """c = get_config()
+CONFIG = f"""c = get_config()
 c.CourseDirectory.course_id = "inctrl_lite"
 c.ExecutePreprocessor.timeout = 600
-c.ClearSolutions.code_stub = {"python": "raise NotImplementedError"}
+c.ClearSolutions.code_stub = {{"python": "{UNANSWERED}"}}
 """
 
 

@@ -48,6 +48,17 @@ def test_not_attempted_goes_on_with_the_library(monkeypatch, capsys):
         exercise(unfinished)
 
 
+def query_by_query(query, tokens, support, support_tokens, real, prototypes, *parts):
+    given = query, tokens, support, support_tokens, real, prototypes
+    alone = [[one[i : i + 1] for one in given] for i in range(len(query))]
+    return torch.cat([exercises()["score_mixed_batch"].solution(*one, *parts) for one in alone])
+
+
+def test_a_right_answer_that_loops_over_the_queries_is_refused():
+    with pytest.raises(CheckFailed, match="The result is right, but you loop over the queries"):
+        checks.check_score_mixed_batch(query_by_query)
+
+
 def test_an_operation_that_torch_does_not_have_is_an_error_and_no_missing_answer():
     exercise = checks.check_contrastive_loss  # torch raises NotImplementedError here
     with pytest.raises(CheckFailed, match="raised NotImplementedError: .* not implemented for 'Bool'"):

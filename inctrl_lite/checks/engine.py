@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -224,21 +224,6 @@ def _names(answer: Callable) -> set[str]:
     return used
 
 
-def without_gradient(answer: Callable, case: tuple) -> str | None:
-    """The remark on a loss through which no gradient passes to its first argument."""
-    given = [part.requires_grad_() if i == 0 else part for i, part in enumerate(case)]
-    try:
-        loss = answer(*given)
-    except Exception:  # for instance: numpy does not take a tensor that requires a gradient
-        loss = None
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        return None
-    return (
-        "The number is right, but no gradient passes through it. For training, use operations of torch, and "
-        "neither numpy nor .item() nor .detach()."
-    )
-
-
 # --- results of any form -----------------------------------------------------------------------------
 
 
@@ -338,6 +323,21 @@ def difference(result: Any, right: Any, tolerance: float = 1e-5, parts: Sequence
     return f"returns {one[first]:.6g}{at}, expected {other[first]:.6g}{count}"
 
 
+def remark_on_gradient(answer: Callable, case: tuple) -> str | None:
+    """The remark on a loss through which no gradient passes to its first argument."""
+    given = [part.requires_grad_() if i == 0 else part for i, part in enumerate(case)]
+    try:
+        loss = answer(*given)
+    except Exception:  # for instance: numpy does not take a tensor that requires a gradient
+        loss = None
+    if isinstance(loss, Tensor) and loss.requires_grad:
+        return None
+    return (
+        "The number is right, but no gradient passes through it. For training, use operations of torch, and "
+        "neither numpy nor .item() nor .detach()."
+    )
+
+
 def no_gradient(*of: str) -> Callable[[tuple, Any, Any], str | None]:
     """For a loss and its gradients `of` some arguments: that the loss is right, and a gradient is missing."""
 
@@ -368,6 +368,13 @@ def describe(arguments: Sequence[Any], names: Sequence[str] | None = None) -> st
     if names is None:
         return ", ".join(map(short, arguments))
     return "; ".join(f"{name} = {short(value)}" for name, value in zip(names, arguments, strict=True))
+
+
+def stats() -> ModuleType:
+    """scipy.stats, which takes long to import: not before it is needed."""
+    from scipy import stats
+
+    return stats
 
 
 def generator(seed: int) -> torch.Generator:

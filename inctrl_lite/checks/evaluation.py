@@ -1,19 +1,11 @@
 """Exercises of notebook 08: evaluation."""
 
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 
-from inctrl_lite.checks.engine import Exercise
+from inctrl_lite.checks.engine import Exercise, stats
 from inctrl_lite.metrics import auroc as library_auroc
-
-
-def _stats() -> ModuleType:
-    """scipy.stats, which takes long to import: not before it is needed."""
-    from scipy import stats
-
-    return stats
 
 
 def _tied(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,13 +121,13 @@ check_seed_interval = Exercise(
         ),
         "With so few draws the deviation itself is uncertain. Use Student's t with n - 1 degrees of "
         "freedom, not the normal distribution.": lambda v, c: _around(
-            v, float(_stats().norm.ppf((1 + c) / 2)) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(stats().norm.ppf((1 + c) / 2)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "n values leave n - 1 degrees of freedom.": lambda v, c: _around(
-            v, float(_stats().t.ppf((1 + c) / 2, len(v))) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(stats().t.ppf((1 + c) / 2, len(v))) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "The two tails share what lies outside: for level 0.95 look up 0.975.": lambda v, c: _around(
-            v, float(_stats().t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
+            v, float(stats().t.ppf(c, len(v) - 1)) * np.std(v, ddof=1) / np.sqrt(len(v))
         ),
         "The ends are exchanged: the lower one comes first.": lambda v, c: seed_interval(v, c)[::-1],
         "You use the level 0.95. Use the given one.": lambda v, c: seed_interval(v, 0.95),

@@ -2,19 +2,11 @@
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 
-from inctrl_lite.checks.engine import Exercise
+from inctrl_lite.checks.engine import Exercise, stats
 from inctrl_lite.metrics import conformal_threshold
-
-
-def _stats() -> ModuleType:
-    """scipy.stats, which takes long to import: not before it is needed."""
-    from scipy import stats
-
-    return stats
 
 
 def _scores(seed: int) -> tuple[np.ndarray, float]:
@@ -145,7 +137,7 @@ def _largest(probability: Callable, least: int = 0) -> Callable:
 
 def _probability(n: int, rate: float, confidence: float) -> float:
     rank = rank_with_guarantee(n, rate, confidence)
-    return float(_stats().binom.sf(rank - 1, n, rate))
+    return float(stats().binom.sf(rank - 1, n, rate))
 
 
 check_rank_with_guarantee = Exercise(
@@ -169,7 +161,7 @@ check_rank_with_guarantee = Exercise(
         "returns no whole number. Return the rank r, or 0."
         if isinstance(result, float | np.floating) and not float(result).is_integer()
         else f"returns rank {result}. It keeps the rate with the probability "
-        f"{_stats().binom.sf(result - 1, case[0], case[1]):.6f}, and the largest with {case[2]} or more is "
+        f"{stats().binom.sf(result - 1, case[0], case[1]):.6f}, and the largest with {case[2]} or more is "
         f"{right}"
         if isinstance(result, int | float | np.integer) and 0 < result <= case[0]
         else None
@@ -180,18 +172,18 @@ check_rank_with_guarantee = Exercise(
         "You count `rate * n` scores above the threshold. That is what one expects, and says nothing about a "
         "confidence.": lambda n, rate, confidence: int(rate * n + 1e-9),
         "One rank too small: the rate is kept if r OR MORE scores lie among the highest, not only if more "
-        "than r do.": _largest(lambda r, n, rate, c: _stats().binom.sf(r, n, rate) >= c),
+        "than r do.": _largest(lambda r, n, rate, c: stats().binom.sf(r, n, rate) >= c),
         "One rank too large: P(X >= r) is 1 - P(X <= r - 1), with r - 1.": lambda n, rate, confidence: (
             rank_with_guarantee(n, rate, confidence) + 1
         ),
         "This is the other side: the probability that r or fewer scores lie among the highest.": _largest(
-            lambda r, n, rate, c: _stats().binom.cdf(r, n, rate) <= c
+            lambda r, n, rate, c: stats().binom.cdf(r, n, rate) <= c
         ),
         "This is the probability of exactly r scores among the highest. Count r or more.": _largest(
-            lambda r, n, rate, c: _stats().binom.pmf(r, n, rate) >= c
+            lambda r, n, rate, c: stats().binom.pmf(r, n, rate) >= c
         ),
         "The probability that the rate is kept must reach the confidence, not 1 - confidence.": (
-            _largest(lambda r, n, rate, c: _stats().binom.sf(r - 1, n, rate) >= 1 - c)
+            _largest(lambda r, n, rate, c: stats().binom.sf(r - 1, n, rate) >= 1 - c)
         ),
         "If even the largest score gives no guarantee, return 0: there are too few images.": (
             lambda n, rate, confidence: max(1, rank_with_guarantee(n, rate, confidence))
@@ -200,13 +192,13 @@ check_rank_with_guarantee = Exercise(
             lambda n, rate, confidence: min(1, rank_with_guarantee(n, rate, confidence))
         ),
         "Each of the n scores is among the highest with the probability `rate`, not 1 - rate.": _largest(
-            lambda r, n, rate, c: _stats().binom.sf(r - 1, n, 1 - rate) >= c
+            lambda r, n, rate, c: stats().binom.sf(r - 1, n, 1 - rate) >= c
         ),
         "Rate and confidence are exchanged.": _largest(
-            lambda r, n, rate, c: _stats().binom.sf(r - 1, n, c) >= rate
+            lambda r, n, rate, c: stats().binom.sf(r - 1, n, c) >= rate
         ),
         "The new image is not one of the n known scores: there are n draws, not n + 1.": _largest(
-            lambda r, n, rate, c: _stats().binom.sf(r - 1, n + 1, rate) >= c
+            lambda r, n, rate, c: stats().binom.sf(r - 1, n + 1, rate) >= c
         ),
         "This is the normal approximation. It is not exact, above all for few images: use the binomial "
         "distribution itself.": lambda n, rate, confidence: max(
@@ -220,4 +212,4 @@ check_rank_with_guarantee = Exercise(
 
 def _quantile(confidence: float) -> float:
     """Of the standard normal distribution."""
-    return float(_stats().norm.ppf(confidence))
+    return float(stats().norm.ppf(confidence))

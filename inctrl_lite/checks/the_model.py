@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, Operations, difference, generator
+from inctrl_lite.checks.engine import Exercise, generator
 
 # --- the forward pass --------------------------------------------------------------------------------
 
@@ -502,30 +502,20 @@ def _mixed_case(seed: int) -> tuple[Tensor, ...]:
     return query, tokens, support, support_tokens, real, words, down, up, torch.randn(D, generator=g)
 
 
-LOOP = "the same work for twice the queries"
-
-
-def _mixed_run(answer: Callable, *case: Tensor) -> dict:
-    """Scores, and whether twice as many queries take as many operations as before."""
+def _mixed_run(answer: Callable, *case: Tensor) -> Tensor:
     *given, down, up, weights = case
-    parts, counts, scores = _parts(down, up, weights), [], []
-    for times in (1, 2):
-        batch = [torch.cat([tensor] * times) for tensor in given]
-        with Operations() as counted:
-            scores.append(answer(*batch, *parts))
-        counts.append(counted.number)
-        for one, tensor in zip(batch, given, strict=True):  # the engine sees the case alone
-            tensor.copy_(one[: len(tensor)])
-    return {"scores": scores[0], LOOP: counts[0] == counts[1]}
+    return answer(*given, *_parts(down, up, weights))
 
 
-def _mixed_words(case: tuple, result: dict, right: dict) -> str | None:
-    if not result[LOOP]:
-        return "does more operations for more queries. Treat all queries at once, without a loop over them"
-    scores = result["scores"]
-    if isinstance(scores, Tensor) and scores.shape == right["scores"].shape and scores.isnan().any():
+def _twice_the_queries(*case: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    *given, down, up, weights = case
+    return {"queries": (*(torch.cat([one] * 2) for one in given), down, up, weights)}
+
+
+def _mixed_words(case: tuple, result: Tensor, right: Tensor) -> str | None:
+    if isinstance(result, Tensor) and result.shape == right.shape and result.isnan().any():
         return "returns nan: a place that is not real reaches the score. Its numbers may be nan as well"
-    return difference(scores, right["scores"])
+    return None
 
 
 def _mixed_given(*case: Tensor) -> str:
@@ -573,19 +563,6 @@ def _mixed(
     return wrong
 
 
-def _looped(query, tokens, support, support_tokens, real, *others):
-    prototypes, *parts = others
-    return torch.cat(
-        [
-            score_mixed_batch(
-                *(one[i : i + 1] for one in (query, tokens, support, support_tokens, real, prototypes)),
-                *parts,
-            )
-            for i in range(len(query))
-        ]
-    )
-
-
 def _all_supports(query, tokens, support, support_tokens, real, prototypes, adapter, eta, phi):
     """Every query is compared with the normal images of the whole batch."""
     among = torch.einsum(
@@ -603,8 +580,8 @@ check_score_mixed_batch = Exercise(
     run=_mixed_run,
     inputs=_mixed_given,
     explain=_mixed_words,
+    larger=_twice_the_queries,
     mistakes={
-        "The scores are right, but you loop over the queries. Treat all of them at once.": _looped,
         "You take the mean over all K places. The places that are not real hold no images.": _mixed(
             prototype=lambda adapter, support, real: adapter(support).mean(1)
         ),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator, without_gradient
+from inctrl_lite.checks.engine import Exercise, generator, remark_on_gradient
 from inctrl_lite.losses import dice_loss as library_dice_loss
 from inctrl_lite.losses import two_channel_focal_loss as library_focal_loss
 
@@ -122,7 +122,7 @@ check_two_channel_focal_loss = Exercise(
     solution=two_channel_focal_loss,
     library=lambda channels, masks, gamma: library_focal_loss(channels, masks, gamma),
     cases=_channels,
-    remark=without_gradient,
+    remark=remark_on_gradient,
     mistakes={
         'The channels are exchanged: where the mask is set, the truth is "anomalous", channel 1.': _focal(
             lambda c, m: torch.where(m, c[:, 0], c[:, 1]), _focal_of_p
@@ -196,7 +196,7 @@ check_dice_loss = Exercise(
     solution=dice_loss,
     library=library_dice_loss,
     cases=_maps,
-    remark=without_gradient,
+    remark=remark_on_gradient,
     mistakes={
         "This is the Dice coefficient. The loss is 1 minus it.": _dice(end=lambda d: d.mean()),
         "The factor 2 is missing: the overlap is counted in both sums of the denominator.": _dice(
@@ -265,7 +265,7 @@ check_one_class_loss = Exercise(
     solution=one_class_loss,
     library=one_class_loss,
     cases=_batch,
-    remark=without_gradient,
+    remark=remark_on_gradient,
     mistakes={
         "Without a normal image the mean of nothing is nan. Return a loss of 0 then.": lambda p, y: dice_loss(
             p[y == 0], torch.zeros_like(p[y == 0])

@@ -37,10 +37,11 @@ def _example(thing: str, detector: AnomalyDetector) -> Example:
     detector.fit([picture for _, picture in normal], thing)
     defective = [item for item in category.test if item.defect in DEFECTS and _reach(_mask(item)) < REACH]
     scores = detector.predict([load_image(item.image) for item in defective], thing).scores
-    falling = [(defective[i], scores[i] > detector.categories[thing].threshold) for i in np.argsort(-scores)]
-    best = [next(((item, above) for item, above in falling if item.defect == kind)) for kind in DEFECTS]
-    shown = [*[item for item, above in best if above][:FOUND], falling[-1][0]]
-    shown += [item for item in category.test if not item.label]
+    scored = sorted(zip(scores, defective, strict=True), key=lambda pair: -pair[0])
+    best = [next(pair for pair in scored if pair[1].defect == kind) for kind in DEFECTS]
+    found = [item for score, item in best if score > detector.categories[thing].threshold]
+    _, missed = scored[-1]
+    shown = [*found[:FOUND], missed, *(item for item in category.test if not item.label)]
     check = [(item.defect if item.label else "normal", load_image(item.image)) for item in shown]
     return Example(thing, normal, check)
 

@@ -118,6 +118,13 @@ def test_every_written_page_is_in_the_contents():
         assert re.search(rf"(?:file|root): {name}$", toc, flags=re.M), name
 
 
+def test_no_block_of_the_landing_page_is_cut_in_two(build):
+    pytest.importorskip("myst_nb", reason="the packages of the extra `book` are missing")
+    for cell in build.landing().cells:
+        fences = re.findall(r"^(:{3,})(\{[\w-]+\})?", cell.source, flags=re.M)
+        assert sum(bool(name) for _, name in fences) * 2 == len(fences), cell.source
+
+
 def test_launch_links_lead_to_files_of_the_repository(pages):
     for path in NOTEBOOKS:
         links = pages.launch_links(f"notebooks/{path.name}")

@@ -807,6 +807,16 @@ def test_code_is_not_cut(visit, width):
 
 
 @built
+def test_formulas_fit_a_phone(visit):
+    visit.page.set_viewport_size(PHONE)
+    wide = """boxes => boxes.filter(box => {
+        const formula = box.querySelector('mjx-math').getBoundingClientRect();
+        return formula.width > box.clientWidth + 1;
+    }).map(box => box.textContent)"""
+    assert visit.page.locator(".bd-article div.math").evaluate_all(wide) == []
+
+
+@built
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_results_page_on_a_phone(chromium, site, theme):
     visit = Visit(chromium, site, "results.html", viewport=PHONE, color_scheme=theme)

@@ -665,6 +665,21 @@ def test_controls_work_by_touch_on_a_phone(chromium, site, page):
     visit.context.close()
 
 
+@built
+def test_quick_taps_on_a_slider_all_count(chromium, site):
+    visit = Visit(chromium, site, "index.html", has_touch=True, is_mobile=True, viewport=PHONE)
+    track = visit.page.locator(".noUi-target").first
+    track.scroll_into_view_if_needed()
+    box = track.bounding_box()
+    stood = []
+    for share in (0.98, 0.02, 0.98, 0.02):
+        visit.page.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        stood.append(visit.page.evaluate(STANDS))
+    last = round(float(visit.page.locator(".noUi-handle").first.get_attribute("aria-valuemax")))
+    assert stood == [last, 0, last, 0]
+    visit.context.close()
+
+
 @pytest.fixture
 def home(chromium, site) -> Iterator[Visit]:
     visit = Visit(chromium, site, "index.html")

@@ -6,7 +6,8 @@ document.addEventListener("DOMContentLoaded", function () {
   const mathjax = window.MathJax;
   if (mathjax && !mathjax.Hub) mathjax.Hub = { Queue: (call) => mathjax.typesetPromise && mathjax.typesetPromise([call[2]]) };
 });
-// 3. controls must say what they are called and where they stand; a slider's number is no field to type into
+// 3. controls must say what they are called and where they stand; a slider's number is no field to type into, and
+//    a slider that was tapped must not ignore the next tap for 0.3 seconds
 document.addEventListener("DOMContentLoaded", function () {
   function set(element, attribute, value) {
     if (element.getAttribute(attribute) !== value) element.setAttribute(attribute, value);
@@ -28,6 +29,7 @@ document.addEventListener("DOMContentLoaded", function () {
   function mend() {
     document.querySelectorAll(".widget-play:not([data-begun]):has(button)").forEach(begin);
     document.querySelectorAll(".widget-slider").forEach(name);
+    document.querySelectorAll(".noUi-state-tap").forEach((slider) => slider.classList.remove("noUi-state-tap"));
     for (const icon of document.querySelectorAll(".widget-play i"))
       for (const kind in icons) if (icon.classList.contains(kind)) set(icon.parentElement, "aria-label", icons[kind]);
     document.querySelectorAll('.widget-label[title="null"]').forEach((label) => label.removeAttribute("title"));

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from inctrl_v2 import DRAWS, HEADS, Measured, pixel_intervals, pixel_metrics, resamples
-from record import RESULTS
+from record import RESULTS, gains
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -188,16 +188,6 @@ def measure(data: Path | None) -> dict[str, object]:
     }
 
 
-def gains(of: Sequence[dict[str, list]], part: str) -> str:
-    """Differences of AUPRO in points, in words."""
-    values = ", ".join(f"{100 * one[part][1][0]:+.1f}" for one in of)
-    above = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[part][1][1] > 0]
-    where = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
-    below = [str(k) for k, one in zip(SHOTS, of, strict=True) if one[part][1][2] < 0]
-    where += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
-    return f"{values} points at K = {', '.join(map(str, SHOTS))} ({where})"
-
-
 def blocks() -> dict[Path, dict[str, str]]:
     """Page -> mark -> text, from the recorded file."""
     found = json.loads((RESULTS / "choose_map.json").read_text(encoding="utf-8"))
@@ -211,9 +201,12 @@ def blocks() -> dict[Path, dict[str, str]]:
             cells = [[format(value, f"{sign}.3f") for value in one[part][1]] for one in of]
             text = " | ".join(f"{mean} ({low} to {high})" for mean, low, high in cells)
             lines.append(f"| {name} | {row} | {text} |")
-        said.append(f"on {len(found['categories'][name])} {title} by {gains(of, 'prior')}")
+        said.append(
+            f"on {len(found['categories'][name])} {title} by {gains([one['prior'][1] for one in of], SHOTS)}"
+        )
     looks = ", and on real images by ".join(
-        gains([found[name][f"K = {k}"] for k in SHOTS], "prior minus places alone") for name in TESTS
+        gains([found[name][f"K = {k}"]["prior minus places alone"][1] for k in SHOTS], SHOTS)
+        for name in TESTS
     )
     short = f"The learned prior changes the AUPRO of the map {said[0]}, and {said[1]}."
     text = f"{short}\n\n"

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,16 @@ def save_figure(figure: Figure, path: Path) -> None:
 def narrow(table: str) -> str:
     """A Markdown table with its intervals in small print below the values: wide ones are cut on a phone."""
     return re.sub(r" (\([+-]?[\d.]+ to [+-]?[\d.]+\))", r"<br><small>\1</small>", table)
+
+
+def gains(intervals: Sequence[Sequence[float]], shots: Sequence[int]) -> str:
+    """Differences (value, low, high) for each K, in points and in words."""
+    values = ", ".join(f"{100 * value:+.1f}" for value, _, _ in intervals)
+    above = [str(k) for k, (_, low, _) in zip(shots, intervals, strict=True) if low > 0]
+    below = [str(k) for k, (_, _, high) in zip(shots, intervals, strict=True) if high < 0]
+    where = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
+    where += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
+    return f"{values} points at K = {', '.join(map(str, shots))} ({where})"
 
 
 def main() -> None:

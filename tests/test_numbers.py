@@ -36,12 +36,14 @@ def test_the_faq_says_what_was_recorded():
 def test_pages_of_the_studies_are_those_of_the_recorded_tables():
     import capstone
     import choose_map
+    import image_prior
     import inctrl_v2
     import what_training_adds
     import why_training_falls
     import words_for_photo
 
-    studies = (why_training_falls, what_training_adds, words_for_photo, choose_map, inctrl_v2, capstone)
+    studies = (why_training_falls, what_training_adds, words_for_photo, image_prior, choose_map)
+    studies += (inctrl_v2, capstone)
     for path, marks in (pair for study in studies for pair in study.blocks().items()):
         text = path.read_text(encoding="utf-8")
         assert why_training_falls.filled(path, marks) == text, f"{path.name}: run the study with --only"

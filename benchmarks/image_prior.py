@@ -56,11 +56,10 @@ IMAGE = "image prior alone"
 KINDS = ("defects", "other things")
 ONE_VS_ALL = ("photographs-characters", "photographs-development-scenes", "mnist")
 SHOWN = {
-    IMAGE: "image prior alone",
     PATCH_MAX: "patch max",
-    BOTH: "both priors add to patch max",
-    UNTRAINED: "residuals of the detector (untrained)",
-    TRAINED: "its own prior adds",
+    BOTH: "the two priors add",
+    UNTRAINED: "the detector's residuals (untrained)",
+    TRAINED: "the detector's own prior adds",
     ADDED: "the image prior adds",
 }
 Key = tuple[str, int]  # method, K
@@ -157,27 +156,27 @@ def blocks() -> dict[Path, dict[str, str]]:
         mean, low, high = (format(value, f"{sign}.3f") for value in values)
         return f"{mean} ({low} to {high})"
 
-    shots = [f"K = {k}" for k in (0, *SHOTS)]
-    lines = ["| images | AUROC (95 % interval) | " + " | ".join(shots) + " |", "| --- " * 7 + "|"]
+    shots = [f"K = {k}" for k in SHOTS]
+    lines = ["| images | AUROC (95 % interval) | " + " | ".join(shots) + " |", "| --- " * 6 + "|"]
     for group in ("development", "real"):
         for kind, rows in found[group].items():
             for method, shown in SHOWN.items():
                 what, sign = ("gain", "+") if method in RIVAL else ("auroc", "")
-                values = [cell(rows[method][k][what], sign) if k in rows[method] else "" for k in shots]
+                values = [cell(rows[method][k][what], sign) for k in shots]
                 lines.append("| " + " | ".join([f"{group}, {kind}", shown, *values]) + " |")
     said = []
-    for kind, title in {
-        "defects": "real defects",
-        "other things": "real images with one class as normal",
-    }.items():
+    for kind, title in {"defects": "Real defects", "other things": "Real images of other things"}.items():
         rows = found["real"][kind]
+        alone = cell(rows[IMAGE]["K = 0"]["auroc"], "")
+        said.append(
+            f"- **{title}.** Alone, without any normal image, the image prior has an AUROC of {alone}."
+        )
         for method, text in {
-            BOTH: "both priors change the AUROC of patch max by",
-            ADDED: "the image prior changes that of the detector's untrained residuals by",
-            TRAINED: "the detector's own prior changes it by",
+            BOTH: "Together, the two priors change the AUROC of patch max by",
+            ADDED: "Beside the detector's untrained residuals, the image prior changes AUROC by",
+            TRAINED: "Beside the same residuals, the detector's own prior changes AUROC by",
         }.items():
-            added = gains([rows[method][f"K = {k}"]["gain"] for k in SHOTS], SHOTS)
-            said.append(f"- On {title}, {text} {added}.")
+            said.append(f"  - {text} {gains([rows[method][k]['gain'] for k in shots], SHOTS)}.")
     text = "\n".join(said) + "\n\n" + narrow("\n".join(lines))
     return {ROOT / "book" / "what_training_adds.md": {"image_prior": text}}
 

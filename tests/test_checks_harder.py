@@ -587,6 +587,7 @@ def test_another_wrong_answer_is_told_what_is_wrong(name, answer, message):
 LOSSES = {
     "two_channel_focal_loss": lambda c, m, g: KEYS["two_channel_focal_loss"](c.detach(), m, g),
     "dice_loss": lambda maps, masks: KEYS["dice_loss"](maps, masks).item(),
+    "clip_loss": lambda pairs, temperature: KEYS["clip_loss"](pairs, temperature).item(),
     "one_class_loss": lambda maps, labels: KEYS["one_class_loss"](torch.tensor(maps.numpy()), labels),
 }
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inctrl_lite.checks.engine import Exercise, generator
+from inctrl_lite.checks.engine import Exercise, generator, remark_on_gradient
 
 # --- cosines -----------------------------------------------------------------------------------------
 
@@ -536,6 +536,7 @@ def _logs(pairs: Tensor, temperature: float, axis: int) -> Tensor:
 check_clip_loss = Exercise(
     solution=clip_loss,
     cases=_pairs,
+    remark=remark_on_gradient,
     mistakes={
         "This is one direction: each image chooses among the sentences. Add the other one, over the "
         "columns, and take the mean.": lambda p, t: -_logs(p, t, 1).mean(),

@@ -65,7 +65,8 @@ def blocks() -> dict[Path, dict[str, str]]:
     for images, rows in found.groupby("images", sort=False):
         title = f"{images}, mean of {rows['categories'].iloc[0]} categories"
         lines.append([title, *(f"{rate:.0%}" for rate in rows["first"])])
-    conformal = ", ".join(f"{rate:.0%}" for rate in found.groupby("images", sort=False)["conformal"].mean())
+    means = found.groupby("images", sort=False)["conformal"].mean()
+    conformal = " and ".join(f"{rate:.0%} on {images}" for images, rate in means.items())
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     end = (
         f"\n\nSingle categories lie far above and below these means. With {CALIBRATION} new normal images, "

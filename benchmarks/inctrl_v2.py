@@ -596,7 +596,7 @@ def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> s
         middle = rows_of(table, tower, sets, MIDDLE, auxiliary)
         for title, rows, name in (
             ("AUPRO of the middle stage's residual alone", middle, "aupro_gain"),
-            ("AUPRO of InCTRL-lite", lite, "aupro_gain"),
+            ("AUPRO of the middle stage with the prior", lite, "aupro_gain"),
             ("of which the linear prior", lite, "aupro_prior_gain"),
         ):
             gains.append([title, *(cell(rows.loc[k], name, "+") for k in SHOTS)])

@@ -87,7 +87,9 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     """What the photo run says, in plain sentences."""
     mean = summary[summary["dataset"] == MEAN].set_index(["method", "shots"])
     shots = sorted(summary["shots"].unique().tolist())
-    mine, plain, raw = (mean.loc[(method, 4)] for method in (MINE, "patch max", "raw pixels"))
+    mine, plain, raw, untrained = (
+        mean.loc[(method, 4)] for method in (MINE, "patch max", "raw pixels", f"{MINE}, untrained")
+    )
     above = [str(k) for k in shots if mean.loc[(MINE, k)].trained_low > 0]
     below = [str(k) for k in shots if mean.loc[(MINE, k)].trained_high < 0]
     sure = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
@@ -102,7 +104,8 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
         "patch max, for which nothing is learned on the same network, has "
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
-        f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}).",
+        f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}). "
+        f"Without its learned prior, it has {untrained.auroc:.3f}.",
         f"Against the same head without its prior, training on drawings changes AUROC by {added} points at "
         f"K = {', '.join(map(str, shots))}: {sure}.",
     ]

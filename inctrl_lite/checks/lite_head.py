@@ -125,14 +125,12 @@ check_untrained_score = Exercise(
     cases=_numbers,
     mistakes={
         "You add a and b. The result can exceed 1.": _joined(torch.add),
-        "This is the mean of a and b. Take the probability that at least one of them is right.": _joined(
+        "This is the mean of a and b. Take the probability of at least one alarm.": _joined(
             lambda a, b: (a + b) / 2
         ),
         "This is the larger of a and b.": _joined(torch.maximum),
-        "This is the probability that BOTH are right. Take at least one.": _joined(torch.mul),
-        "This is the probability that none is right. Subtract it from 1.": _joined(
-            lambda a, b: (1 - a) * (1 - b)
-        ),
+        "This is the probability that BOTH give an alarm. Take at least one.": _joined(torch.mul),
+        "This is the probability of no alarm. Subtract it from 1.": _joined(lambda a, b: (1 - a) * (1 - b)),
         "The 1 inside the first sigmoid is missing.": lambda p, g, q: (
             1 - (1 - (p / 4).sigmoid()) * (1 - _b(g, q))
         ),

@@ -227,6 +227,27 @@ def test_a_camera_is_taught_and_finds_the_patch(chromium, site):
         page.locator("#meaning", has_text="about 1 false alarm in 6 new normal pictures").wait_for()
 
 
+def test_a_held_button_goes_on_when_the_page_moves(chromium, site):
+    with opened(chromium, site) as page:
+        page.click("#use-camera")
+        page.wait_for_function("() => document.getElementById('view').width === 320")
+        page.locator("#take").hover()
+        page.mouse.down()
+        page.evaluate("() => { document.body.style.paddingTop = '300px'; }")
+        page.wait_for_function(f"() => {STATE}.normals.length >= 3")
+        page.mouse.up()
+        count = page.evaluate(f"() => {STATE}.normals.length")
+        page.wait_for_timeout(1000)
+        assert page.evaluate(f"() => {STATE}.normals.length") <= count + 1  # the click itself
+        page.mouse.move(0, 0)
+        page.locator("#take").hover()
+        page.mouse.down()
+        page.wait_for_function(f"() => {STATE}.normals.length === 8")
+        page.wait_for_timeout(1000)
+        assert not page.locator("#problem").is_visible()
+        page.mouse.up()
+
+
 def test_memory_stays_flat(chromium, site):
     used = "() => { gc(); gc(); return performance.memory.usedJSHeapSize; }"
     with opened(chromium, site) as page:

@@ -504,8 +504,12 @@ function listen() {
   on("take", "click", take);
   on("take", "keydown", (event) => { if (event.repeat && performance.now() - last > HOLD_MS) take(); });
   const release = () => clearInterval(held);
-  on("take", "pointerdown", () => { release(); held = setInterval(take, HOLD_MS); });
-  for (const event of ["pointerup", "pointerleave", "pointercancel", "contextmenu"]) on("take", event, release);
+  on("take", "pointerdown", (event) => {
+    release();
+    $("take").setPointerCapture(event.pointerId); // held, even if the page moves below the pointer
+    held = setInterval(() => { if ($("take").disabled) release(); else take(); }, HOLD_MS);
+  });
+  for (const event of ["pointerup", "lostpointercapture", "pointercancel", "contextmenu"]) on("take", event, release);
   const files = (id, action) => on(id, "change", async () => {
     await action([...$(id).files]);
     $(id).value = "";

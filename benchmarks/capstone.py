@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure
+from record import RESULTS, narrow, save_figure, with_interval
 from sklearn.datasets import load_digits
 from tqdm.auto import tqdm
 
@@ -148,16 +148,11 @@ def figure(found: dict[str, dict]) -> Figure:
 
 def table(one: dict) -> str:
     """AUROC of each method by K, and what InCTRL-lite gains over each rival."""
-
-    def cell(values: Sequence[float], sign: str = "") -> str:
-        value, low, high = values
-        return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
     lines = [["AUROC", *(f"K = {k}" for k in SHOTS)], ["---"] * (1 + len(SHOTS))]
     for name in (*RIVALS, OURS):
-        lines.append([name, *(cell(one["auroc"][f"{name}, K = {k}"]) for k in SHOTS)])
+        lines.append([name, *(with_interval(*one["auroc"][f"{name}, K = {k}"]) for k in SHOTS)])
     for name in RIVALS:
-        gains = (cell(one["gain"][f"{name}, K = {k}"], "+") for k in SHOTS)
+        gains = (with_interval(*one["gain"][f"{name}, K = {k}"], "+") for k in SHOTS)
         lines.append([f"gain of {OURS} over {name}", *gains])
     return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from inctrl_v2 import DRAWS, HEADS, Measured, pixel_intervals, pixel_metrics, resamples
-from record import RESULTS, gains
+from record import RESULTS, gains, with_interval
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -198,8 +198,7 @@ def blocks() -> dict[Path, dict[str, str]]:
         of = [found[name][f"K = {k}"] for k in SHOTS]
         for row, part in ROWS.items():
             sign = "" if part == "residual map" else "+"
-            cells = [[format(value, f"{sign}.3f") for value in one[part][1]] for one in of]
-            text = " | ".join(f"{mean} ({low} to {high})" for mean, low, high in cells)
+            text = " | ".join(with_interval(*one[part][1], sign) for one in of)
             lines.append(f"| {name} | {row} | {text} |")
         said.append(
             f"on {len(found['categories'][name])} {title} by {gains([one['prior'][1] for one in of], SHOTS)}"

@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from record import RESULTS, gains, narrow
-from sklearn.linear_model import LogisticRegression
+from record import RESULTS, gains, narrow, with_interval
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -42,7 +41,7 @@ from inctrl_lite.files import write_text
 from inctrl_lite.heads import PriorHead
 from inctrl_lite.heads.prior import SMALLEST
 from inctrl_lite.metrics import CellScores, auroc_interval
-from inctrl_lite.prior import STRENGTH, train_prior
+from inctrl_lite.prior import fit_direction, train_prior
 from inctrl_lite.store import FeatureStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,12 +83,8 @@ def learn(store: FeatureStore, categories: Sequence[Category], seed: int) -> Pri
     halves = [replace(one, test=half(one.test, rng)) for one in categories]
     model = train_prior(new_prior(store.backbone), halves, store, seed=seed)
     items = [item for category in halves for item in category.test]
-    x = F.normalize(store.load(items).global_embedding, dim=-1).numpy()
-    y = np.array([item.label for item in items])
-    direction = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=300).fit(x, y).coef_[0]
-    level = x @ direction
-    scaled = torch.from_numpy((direction / level.std()).astype(np.float32))
-    return Priors(model.head, scaled, float(-level.mean() / level.std()))
+    embeddings = F.normalize(store.load(items).global_embedding, dim=-1)
+    return Priors(model.head, *fit_direction(embeddings, torch.tensor([bool(item.label) for item in items])))
 
 
 def half(items: Sequence[Item], rng: np.random.Generator) -> tuple[Item, ...]:
@@ -152,22 +147,18 @@ def blocks() -> dict[Path, dict[str, str]]:
     """Page -> mark -> text, from the recorded file."""
     found = json.loads((RESULTS / "image_prior.json").read_text(encoding="utf-8"))
 
-    def cell(values: Sequence[float], sign: str) -> str:
-        mean, low, high = (format(value, f"{sign}.3f") for value in values)
-        return f"{mean} ({low} to {high})"
-
     shots = [f"K = {k}" for k in SHOTS]
     lines = ["| images | AUROC (95 % interval) | " + " | ".join(shots) + " |", "| --- " * 6 + "|"]
     for group in ("development", "real"):
         for kind, rows in found[group].items():
-            for method, shown in SHOWN.items():
+            for method, title in SHOWN.items():
                 what, sign = ("gain", "+") if method in RIVAL else ("auroc", "")
-                values = [cell(rows[method][k][what], sign) for k in shots]
-                lines.append("| " + " | ".join([f"{group}, {kind}", shown, *values]) + " |")
+                values = [with_interval(*rows[method][k][what], sign) for k in shots]
+                lines.append("| " + " | ".join([f"{group}, {kind}", title, *values]) + " |")
     said = []
     for kind, title in {"defects": "Real defects", "other things": "Real images of other things"}.items():
         rows = found["real"][kind]
-        alone = cell(rows[IMAGE]["K = 0"]["auroc"], "")
+        alone = with_interval(*rows[IMAGE]["K = 0"]["auroc"])
         said.append(
             f"- **{title}.** Alone, without any normal image, the image prior has an AUROC of {alone}."
         )

@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure
+from record import RESULTS, narrow, save_figure, with_interval
 from scipy.ndimage import label
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -565,8 +565,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 
 def cell(row: pd.Series, name: str, sign: str = "") -> str:
-    value, low, high = (row.get(f"{name}{end}", np.nan) for end in ("", "_low", "_high"))
-    return "" if np.isnan(value) else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+    return with_interval(*(row.get(f"{name}{end}", np.nan) for end in ("", "_low", "_high")), sign)
 
 
 def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> str:

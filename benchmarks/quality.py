@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from record import RESULTS, keep
+from record import RESULTS, keep, with_interval
 
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones import Backbone
@@ -52,7 +52,7 @@ def story(summary: pd.DataFrame) -> Table:
     for method in ("raw pixels", *STORY):
         if method in mean.index.get_level_values(0):
             cells = [mean.loc[(method, k)] for k in shots]
-            rows.append([method, *(f"{c.auroc:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells)])
+            rows.append([method, *(with_interval(c.auroc, c.low, c.high) for c in cells)])
     best = {k: best_training_free(summary, k)[0] for k in shots}
     if set(best.values()) - set(STORY):
         cells = (f"{mean.loc[(name, k), 'auroc']:.3f} {name}" for k, name in best.items())
@@ -65,8 +65,8 @@ def training(summary: pd.DataFrame) -> Table:
     mine = summary[(summary["method"] == MINE) & (summary["dataset"] == MEAN)]
     rows = []
     for row in mine.sort_values("shots").itertuples():
-        added = f"{row.trained:+.3f} ({row.trained_low:+.3f} to {row.trained_high:+.3f})"
-        gain = f"{row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
+        added = with_interval(row.trained, row.trained_low, row.trained_high, "+")
+        gain = with_interval(row.gain, row.gain_low, row.gain_high, "+")
         rows.append([row.shots, added, verdict(row.trained_low, row.trained_high), row.rival, gain])
     head = ["K", f"{MINE} minus untrained", "trained is", "best training-free method", f"{MINE} minus it"]
     return Table(head, rows)
@@ -104,7 +104,7 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
         "patch max, for which nothing is learned on the same network, has "
         f"{plain.auroc:.3f}.",
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
-        f"{mine.gain:+.3f} ({mine.gain_low:+.3f} to {mine.gain_high:+.3f}). "
+        f"{with_interval(mine.gain, mine.gain_low, mine.gain_high, '+')}. "
         f"Without its learned prior, it has {untrained.auroc:.3f}.",
         f"Against the same head without its prior, training on drawings changes AUROC by {added} points at "
         f"K = {', '.join(map(str, shots))}: {sure}.",

@@ -7,6 +7,7 @@ tables, by book/results.py.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -47,6 +48,11 @@ def save_figure(figure: Figure, path: Path) -> None:
 def narrow(table: str) -> str:
     """A Markdown table with its intervals in small print below the values: wide ones are cut on a phone."""
     return re.sub(r" (\([+-]?[\d.]+ to [+-]?[\d.]+\))", r"<br><small>\1</small>", table)
+
+
+def with_interval(value: float, low: float, high: float, sign: str = "") -> str:
+    """A value with its interval; nothing where it was not measured."""
+    return "" if math.isnan(value) else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def gains(intervals: Sequence[Sequence[float]], shots: Sequence[int]) -> str:

@@ -30,7 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.random import default_rng
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure
+from record import RESULTS, narrow, save_figure, with_interval
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -287,10 +287,6 @@ def figure(table: pd.DataFrame) -> Figure:
     return drawn
 
 
-def shown(value: float, low: float, high: float, sign: str = "") -> str:
-    return "" if np.isnan(value) else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
 def story(table: pd.DataFrame, group: str) -> str:
     """The rows of every comparison by K."""
     lines = [["mean AUROC (95 % interval)", "K = 0", *(f"K = {k}" for k in SHOTS)], ["---"] * 6]
@@ -301,7 +297,7 @@ def story(table: pd.DataFrame, group: str) -> str:
         if len(found):
             title = f"{method}, {name}" if name else method
             cells = [
-                shown(*found.loc[k, ["auroc", "low", "high"]]) if k in found.index else ""
+                with_interval(*found.loc[k, ["auroc", "low", "high"]]) if k in found.index else ""
                 for k in (0, *SHOTS)
             ]
             lines.append([title, *cells])
@@ -316,7 +312,9 @@ def added(table: pd.DataFrame, group: str) -> str:
             found = rows_of(table, group, TRAINED, name, count)
             if len(found):
                 columns = ["added_value", "added_low", "added_high"]
-                lines.append([name, str(count), *(shown(*found.loc[k, columns], sign="+") for k in SHOTS)])
+                lines.append(
+                    [name, str(count), *(with_interval(*found.loc[k, columns], sign="+") for k in SHOTS)]
+                )
     return narrow("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
 
@@ -344,7 +342,7 @@ def verdicts(table: pd.DataFrame) -> str:
             lines.append(
                 f"{title}, prior learned from {ALL[name]} categories of the {name} set: it changes AUROC by "
                 f"{points} points at K = {', '.join(map(str, SHOTS))}; {said}. Alone (K = 0) its peak has an "
-                f"AUROC of {shown(*peak)}, its mean over the image {shown(*mean)}."
+                f"AUROC of {with_interval(*peak)}, its mean over the image {with_interval(*mean)}."
             )
     return "\n".join(f"- {line}" for line in lines)
 

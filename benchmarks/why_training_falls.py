@@ -32,7 +32,7 @@ from choose_whole import PANEL_DEFECTS, PHOTOGRAPHS, damaged, panel, scans
 from matplotlib.figure import Figure
 from numpy.random import Generator, default_rng
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure
+from record import RESULTS, narrow, save_figure, with_interval
 from scipy.stats import rankdata, t
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -652,7 +652,7 @@ def answer(table: pd.DataFrame) -> str:
 
 def cell(row: pd.Series) -> str:
     """AUROC minus that of patch max, with its interval."""
-    return f"{row['over patch max']:+.3f} ({row['over low']:+.3f} to {row['over high']:+.3f})"
+    return with_interval(row["over patch max"], row["over low"], row["over high"], "+")
 
 
 def factor_table(table: pd.DataFrame) -> str:

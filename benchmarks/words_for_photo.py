@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from open_clip import SimpleTokenizer
 from open_clip.transformer import TextTransformer
-from record import RESULTS
+from record import RESULTS, narrow, with_interval
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -279,10 +279,6 @@ def blocks() -> dict[Path, dict[str, str]]:
     """Page -> mark -> text, from the recorded file."""
     found = json.loads((RESULTS / "words_for_photo.json").read_text(encoding="utf-8"))
 
-    def cell(values: Sequence[float], sign: str) -> str:
-        mean, low, high = (format(value, f"{sign}.3f") for value in values)
-        return f"{mean}<br><small>({low} to {high})</small>"
-
     shots = [f"K = {k}" for k in SHOTS]
     lines = [
         "| auxiliary set | prior | " + " | ".join(["alone, K = 0", *(f"added, {k}" for k in shots)]) + " |"
@@ -292,11 +288,16 @@ def blocks() -> dict[Path, dict[str, str]]:
         of = found[name]
         for kind in (VECTORS, WORDS):
             best = max((of[f"{kind}, {read}, K = 0"] for read in READ), key=lambda values: values[0])
-            row = [name, kind, cell(best, ""), *(cell(of[f"{kind} added, {k}"]["gain"], "+") for k in shots)]
+            row = [
+                name,
+                kind,
+                with_interval(*best),
+                *(with_interval(*of[f"{kind} added, {k}"]["gain"], "+") for k in shots),
+            ]
             lines.append("| " + " | ".join(row) + " |")
-        row = [cell(of[f"sentences minus vectors, {k}"], "+") for k in ["K = 0", *shots]]
+        row = [with_interval(*of[f"sentences minus vectors, {k}"], "+") for k in ["K = 0", *shots]]
         lines.append(f"| {name} | sentences minus vectors | " + " | ".join(row) + " |")
-    return {ROOT / "book" / "what_training_adds.md": {"words": "\n".join(lines)}}
+    return {ROOT / "book" / "what_training_adds.md": {"words": narrow("\n".join(lines))}}
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ import pretraining as pretraining_study  # noqa: E402
 import quality  # noqa: E402
 import speed as speed_study  # noqa: E402
 import tower_speed as tower_study  # noqa: E402
-from record import save_figure  # noqa: E402
+from record import save_figure, with_interval  # noqa: E402
 
 from inctrl_lite import benchmark_report  # noqa: E402
 from inctrl_lite.benchmark_report import MEAN, MINE, PHONE, STORY, WIDE, dots, verdict  # noqa: E402
@@ -212,11 +212,12 @@ def sentence(summary: pd.DataFrame) -> str:
     if "trained" in mean and not pd.isna(mine.trained):
         said = verdict(mine.trained_low, mine.trained_high)
         learned = "Training changes the AUROC of this head by "
-        learned += f"{mine.trained:+.3f} ({mine.trained_low:+.3f} to {mine.trained_high:+.3f}): {said}."
+        learned += f"{with_interval(mine.trained, mine.trained_low, mine.trained_high, '+')}: {said}."
+    mean_auroc = with_interval(mine.auroc, mine.low, mine.high)
+    gain = with_interval(mine.gain, mine.gain_low, mine.gain_high, "+")
     return (
-        f"InCTRL-lite has a mean AUROC of {mine.auroc:.3f} ({mine.low:.3f} to {mine.high:.3f}) with K = {K} "
-        f"normal images. It is {compared} the best training-free method, {mine.rival}: {mine.gain:+.3f} "
-        f"({mine.gain_low:+.3f} to {mine.gain_high:+.3f}). {learned}"
+        f"InCTRL-lite has a mean AUROC of {mean_auroc} with K = {K} normal images. It "
+        f"is {compared} the best training-free method, {mine.rival}: {gain}. {learned}"
     )
 
 
@@ -375,7 +376,7 @@ def against_best(mine: pd.DataFrame) -> str:
     rows = []
     for row in mine.sort_values(["dataset", "shots"]).itertuples():
         said = verdict(row.gain_low, row.gain_high)
-        gain = f"{row.gain:+.3f} ({row.gain_low:+.3f} to {row.gain_high:+.3f})"
+        gain = with_interval(row.gain, row.gain_low, row.gain_high, "+")
         rows.append([f"{row.dataset}, K&nbsp;=&nbsp;{row.shots}", row.rival, gain, said])
     note = "The rival is chosen with hindsight for each data set, which favours it."
     head = ["data set", "best training-free method", "difference (95 % interval)", "InCTRL-lite is"]

@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure, with_interval
+from record import RESULTS, gains, narrow, save_figure, with_interval
 from scipy.ndimage import label
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -582,14 +582,14 @@ def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> s
                 method = f"{method} (learned from drawings)"
             gain = cell(row, "aupro_gain", "+")
             lines.append([method, cell(row, "auroc"), cell(row, "aupro"), gain, cell(row, "pixel_f1_max")])
-    gains = [["gain over the residual map", *(f"K = {k}" for k in SHOTS)], ["---"] * (1 + len(SHOTS))]
+    added = [["gain over the residual map", *(f"K = {k}" for k in SHOTS)], ["---"] * (1 + len(SHOTS))]
     found = rows_of(table, tower, sets, V2, auxiliary)
     for title, name in (
         ("AUPRO", "aupro_gain"),
         ("pixel AUROC", "pixel_auroc_gain"),
         ("image AUROC, over the largest residual", "auroc_gain"),
     ):
-        gains.append([title, *(cell(found.loc[k], name, "+") for k in SHOTS)])
+        added.append([title, *(cell(found.loc[k], name, "+") for k in SHOTS)])
     lite = rows_of(table, tower, sets, LITE, auxiliary)
     if len(lite):
         middle = rows_of(table, tower, sets, MIDDLE, auxiliary)
@@ -598,9 +598,14 @@ def panel_table(table: pd.DataFrame, tower: str, sets: str, auxiliary: str) -> s
             ("AUPRO of the middle stage with the prior", lite, "aupro_gain"),
             ("of which the linear prior", lite, "aupro_prior_gain"),
         ):
-            gains.append([title, *(cell(rows.loc[k], name, "+") for k in SHOTS)])
-    text = ["\n".join("| " + " | ".join(line) + " |" for line in part) for part in (lines, gains)]
+            added.append([title, *(cell(rows.loc[k], name, "+") for k in SHOTS)])
+    text = ["\n".join("| " + " | ".join(line) + " |" for line in part) for part in (lines, added)]
     return "\n\n".join(narrow(part) for part in text)
+
+
+def points(rows: pd.DataFrame, name: str) -> str:
+    """A difference by K, in points and in words."""
+    return gains(rows.loc[list(SHOTS), [name, f"{name}_low", f"{name}_high"]].to_numpy(), SHOTS)
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -610,20 +615,11 @@ def verdict(table: pd.DataFrame) -> str:
         found = rows_of(table, tower, sets, V2, auxiliary)
         if not len(found):
             continue
-        points = ", ".join(f"{100 * found.loc[k, 'aupro_gain']:+.1f}" for k in SHOTS)
-        above = [str(k) for k in SHOTS if found.loc[k, "aupro_gain_low"] > 0]
-        below = [str(k) for k in SHOTS if found.loc[k, "aupro_gain_high"] < 0]
-        said = [
-            f"the interval lies {side} 0 at K = {', '.join(ks)}"
-            for side, ks in (("above", above), ("below", below))
-            if ks
-        ]
         first = rows_of(table, tower, sets, V1, auxiliary).loc[4, "auroc"]
         plain = rows_of(table, tower, sets, RESIDUAL, auxiliary).loc[4, "auroc"]
         lines.append(
             f"- {title[0].upper()}{title[1:]}: against the residual map, InCTRLv2's pixel map changes AUPRO "
-            f"by {points} points at K = {', '.join(map(str, SHOTS))}; "
-            f"{' and '.join(said) or 'no interval excludes 0'}. Its image AUROC at K = 4 is "
+            f"by {points(found, 'aupro_gain')}. Its image AUROC at K = 4 is "
             f"{found.loc[4, 'auroc']:.3f}; that of InCTRL with the paper's head is {first:.3f}, that of the "
             f"largest residual, for which nothing is learned, {plain:.3f}."
         )
@@ -632,14 +628,6 @@ def verdict(table: pd.DataFrame) -> str:
 
 def prior_verdict(table: pd.DataFrame) -> str:
     """In sentences, for the photo tower: what the choice of a stage and what the linear prior adds."""
-
-    def points(rows: pd.DataFrame, name: str) -> str:
-        values = ", ".join(f"{100 * rows.loc[k, name]:+.1f}" for k in SHOTS)
-        above = [str(k) for k in SHOTS if rows.loc[k, f"{name}_low"] > 0]
-        below = [str(k) for k in SHOTS if rows.loc[k, f"{name}_high"] < 0]
-        said = [f"{side} 0 at K = {', '.join(ks)}" for side, ks in (("above", above), ("below", below)) if ks]
-        return f"{values} (the interval lies {' and '.join(said) or 'on both sides of 0'})"
-
     lines = []
     for tower, sets, auxiliary, title in PANELS:
         if tower != "photo" or not len(rows_of(table, tower, sets, MIDDLE, auxiliary)):

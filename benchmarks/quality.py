@@ -16,7 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-from record import RESULTS, keep, with_interval
+from record import RESULTS, gains, keep, with_interval
 
 from inctrl_lite import load_backbone
 from inctrl_lite.backbones import Backbone
@@ -90,11 +90,7 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
     mine, plain, raw, untrained = (
         mean.loc[(method, 4)] for method in (MINE, "patch max", "raw pixels", f"{MINE}, untrained")
     )
-    above = [str(k) for k in shots if mean.loc[(MINE, k)].trained_low > 0]
-    below = [str(k) for k in shots if mean.loc[(MINE, k)].trained_high < 0]
-    sure = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
-    sure += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
-    added = ", ".join(f"{100 * mean.loc[(MINE, k)].trained:+.1f}" for k in shots)
+    added = mean.loc[[(MINE, k) for k in shots], ["trained", "trained_low", "trained_high"]].to_numpy()
     words = {"better": "better than", "worse": "worse than"}
     compared = words.get(verdict(mine.gain_low, mine.gain_high), "not clearly different from")
     return [
@@ -106,8 +102,8 @@ def verdict_sentences(summary: pd.DataFrame) -> list[str]:
         f"The detector is {compared} the best training-free method on the same network, {mine.rival}: "
         f"{with_interval(mine.gain, mine.gain_low, mine.gain_high, '+')}. "
         f"Without its learned prior, it has {untrained.auroc:.3f}.",
-        f"Against the same head without its prior, training on drawings changes AUROC by {added} points at "
-        f"K = {', '.join(map(str, shots))}: {sure}.",
+        f"Against the same head without its prior, training on drawings changes AUROC by "
+        f"{gains(added, shots)}.",
     ]
 
 

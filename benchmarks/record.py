@@ -60,8 +60,8 @@ def gains(intervals: Sequence[Sequence[float]], shots: Sequence[int]) -> str:
     values = ", ".join(f"{100 * value:+.1f}" for value, _, _ in intervals)
     above = [str(k) for k, (_, low, _) in zip(shots, intervals, strict=True) if low > 0]
     below = [str(k) for k, (_, _, high) in zip(shots, intervals, strict=True) if high < 0]
-    where = f"the interval lies above 0 at K = {', '.join(above)}" if above else "no interval lies above 0"
-    where += f", and it lies below 0 at K = {', '.join(below)}" if below else ""
+    sides = [f"{side} 0 at K = {', '.join(at)}" for side, at in (("above", above), ("below", below)) if at]
+    where = f"interval {' and '.join(sides)}" if sides else "every interval contains 0"
     return f"{values} points at K = {', '.join(map(str, shots))} ({where})"
 
 

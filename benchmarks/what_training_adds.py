@@ -30,7 +30,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.random import default_rng
 from quality import ROOT, fill
-from record import RESULTS, narrow, save_figure, with_interval
+from record import RESULTS, gains, narrow, save_figure, with_interval
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -326,22 +326,15 @@ def verdicts(table: pd.DataFrame) -> str:
             found = rows_of(table, group, TRAINED, name)
             if not len(found):
                 continue
-            above = [str(k) for k in SHOTS if found.loc[k, "added_low"] > 0]
-            below = [str(k) for k in SHOTS if found.loc[k, "added_high"] < 0]
-            said = (
-                f"the interval lies above 0 at K = {', '.join(above)}"
-                if above
-                else "no interval lies above 0"
-            )
-            said += f", and below 0 at K = {', '.join(below)}" if below else ""
-            points = ", ".join(f"{100 * found.loc[k, 'added_value']:+.1f}" for k in SHOTS)
+            columns = ["added_value", "added_low", "added_high"]
+            points = gains(found.loc[list(SHOTS), columns].to_numpy(), SHOTS)
             peak, mean = (
                 rows_of(table, group, method, name).loc[0, ["auroc", "low", "high"]]
                 for method in (PRIOR, PRIOR_MEAN)
             )
             lines.append(
                 f"{title}, prior learned from {ALL[name]} categories of the {name} set: it changes AUROC by "
-                f"{points} points at K = {', '.join(map(str, SHOTS))}; {said}. Alone (K = 0) its peak has an "
+                f"{points}. Alone (K = 0) its peak has an "
                 f"AUROC of {with_interval(*peak)}, its mean over the image {with_interval(*mean)}."
             )
     return "\n".join(f"- {line}" for line in lines)

@@ -123,7 +123,10 @@ class InCTRL(
             if missing:
                 raise InctrlError(f"no trained model in {folder}: {' and '.join(missing)} missing")
         elif folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
-            raise InctrlError(f"no trained model {name!r}: neither a folder nor a Hub id (owner/name)")
+            raise InctrlError(
+                f"no trained model {name!r}: neither a folder nor a Hub id (owner/name); `inctrl-lite info` "
+                "lists the presets"
+            )
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the mixin prints
                 model = super().from_pretrained(name, strict=True, **kwargs).eval()

@@ -124,8 +124,8 @@ def fit_folder(
     pool = [item for item in normal_images(normals) if not _is_result(item.file, results)]
     if shots is not None and len(pool) < shots:
         raise InctrlError(
-            f"{normals} holds {len(pool)} normal images, fewer than the {shots} asked for: add some, or ask "
-            "for fewer shots"
+            f"{normals} holds {len(pool)} normal image{'s' * (len(pool) != 1)}, fewer than the {shots} asked "
+            "for: add some, or ask for fewer shots"
         )
     if shots is not None:
         pool = list(draw_support(Category("folder", category, "", tuple(pool), ()), shots, seed))

@@ -71,7 +71,7 @@ def test_score_writes_everything_and_speaks_json(run, photos):
     ("more", "said"),
     [
         (("--shots", "5"), "has 4 normal images|fewer|4 normal"),
-        (("--model", "nowhere/at/all"), "neither a folder nor a Hub id"),
+        (("--model", "nowhere/at/all"), "neither a folder nor a Hub id .* lists the presets"),
         (("--normals", "missing-folder"), "missing-folder"),
         (("--device", "abacus"), "abacus"),
     ],
